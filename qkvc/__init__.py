@@ -1,0 +1,30 @@
+"""qkvc: attention for NumPy.
+
+``qkvc.attention(query, key, value)`` is softmax(Q K^T / sqrt(d)) V on plain arrays, compiled, on all cores, without the L x L matrix.
+The hot loop is `product_range` in src/kernels_body.h; the algorithm around it is `walk` in qkvc/_attention.pyx.
+"""
+
+from importlib.metadata import version as _version
+
+from qkvc.config import get_num_threads, kernels, set_num_threads, show_config, use_kernels
+from qkvc.doors import dot_product_attention, scaled_dot_product_attention
+from qkvc.functional import AttentionOutput, attention, attention_with_lse, concat_heads, logsumexp, softmax, split_heads
+
+__version__ = _version("qkvc")
+
+__all__ = [
+    "AttentionOutput",
+    "attention",
+    "attention_with_lse",
+    "concat_heads",
+    "dot_product_attention",
+    "get_num_threads",
+    "kernels",
+    "logsumexp",
+    "scaled_dot_product_attention",
+    "set_num_threads",
+    "show_config",
+    "softmax",
+    "split_heads",
+    "use_kernels",
+]

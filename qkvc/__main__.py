@@ -1,0 +1,7 @@
+"""`python -m qkvc`."""
+
+import sys
+
+from qkvc.cli import main
+
+sys.exit(main())

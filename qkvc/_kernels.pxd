@@ -1,0 +1,45 @@
+"""What the other extensions see of src/: the kernel contract (src/kernels.h) and the pool (src/pool.h)."""
+
+from libc.stdint cimport uint8_t
+
+cdef extern from "kernels.h" nogil:
+    enum:
+        QKVC_BLOCK
+        QKVC_MAX_VECS
+
+    ctypedef struct Kernels "struct qkvc_kernels":
+        const char *name
+        const char *dtype
+        int lanes
+        int vecs
+        void (*pack)(const void *const *rows, Py_ssize_t col, int cols, double scale, int vecs, void *panel) noexcept nogil
+        void (*pack_mask)(const uint8_t *const *rows, Py_ssize_t col, int cols, int vecs, void *panel) noexcept nogil
+        void (*scores)(const void *K, Py_ssize_t row, int D, const void *QT, const int *depth, int vecs, void *S) noexcept nogil
+        void (*add_bias)(void *S, const void *bias, const int *depth, int vecs) noexcept nogil
+        void (*clip)(void *S, const void *limit, const int *depth, int vecs) noexcept nogil
+        void (*softmax)(void *S, const int *depth, int vecs, void *m, void *l, void *alpha, void *beta) noexcept nogil
+        void (*values)(const void *V, Py_ssize_t row, int Dv, const void *P, const int *depth, int vecs, const void *alpha,
+                       const void *beta, void *O) noexcept nogil
+        void (*values_selected)(const void *V, Py_ssize_t row, int Dv, const void *P, const void *allowed, const int *depth, int vecs,
+                                const void *alpha, const void *beta, void *O) noexcept nogil
+        bint (*finite)(const void *O, int Dv, const void *l, int vecs) noexcept nogil
+        void (*store)(const void *O, int Dv, const void *factor, int queries, void *const *rows, Py_ssize_t col) noexcept nogil
+        void (*row_max)(const void *x, Py_ssize_t n, void *partial) noexcept nogil
+        void (*row_sum)(const void *x, Py_ssize_t n, double max, void *partial) noexcept nogil
+        void (*row_exp)(const void *x, Py_ssize_t n, double max, double factor, void *out) noexcept nogil
+        void (*exp2)(const void *x, Py_ssize_t n, void *out) noexcept nogil
+        double (*fma_loop)(Py_ssize_t steps, void *sink) noexcept nogil
+
+    const Kernels *const *qkvc_kernel_sets(int *count)
+
+ctypedef void (*Task)(void *context, Py_ssize_t task, int worker) noexcept nogil
+ctypedef void (*Idle)(void *context) noexcept nogil
+
+# The set in use.  Callers take it once, at the start of a call.
+cdef const Kernels *kernels_in_use() noexcept nogil
+
+# The threads a call may use: `num_threads` if given, else the process-wide number.
+cdef int threads_for(object num_threads) except -1
+
+# src/pool.c, which lives in this extension alone.
+cdef void run(Task task, Idle idle, void *context, Py_ssize_t tasks, int threads) noexcept nogil

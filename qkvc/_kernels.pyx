@@ -1,0 +1,161 @@
+"""The kernel sets, the thread pool and their controls.  All of src/ is linked into this extension and no other."""
+
+import os
+from time import perf_counter
+
+import numpy as np
+
+from qkvc._cpu import available_cpus
+
+cdef extern from "pool.h" nogil:
+    enum:
+        QKVC_MAX_THREADS
+    void qkvc_pool_run(Task task, Idle idle, void *context, Py_ssize_t tasks, int threads)
+    int qkvc_pool_started()
+
+cdef int count = 0
+cdef const Kernels *const *sets = qkvc_kernel_sets(&count)
+cdef const Kernels *active = sets[0]
+cdef int process_threads = 1
+
+
+cdef const Kernels *kernels_in_use() noexcept nogil:
+    return active
+
+
+cdef void run(Task task, Idle idle, void *context, Py_ssize_t tasks, int threads) noexcept nogil:
+    qkvc_pool_run(task, idle, context, tasks, threads)
+
+
+# ------------------------------------------------------------------------------------------------------------------ kernel sets
+
+def kernels():
+    return tuple(sets[i].name.decode() for i in range(count))
+
+
+def active_kernels():
+    return active.name.decode()
+
+
+def select_kernels(name):
+    global active
+    cdef int i
+    if not isinstance(name, str):
+        raise TypeError(f"use_kernels: name: expected a string, one of {', '.join(kernels())}, got {type(name).__name__}")
+    for i in range(count):
+        if sets[i].name.decode() == name:
+            active = sets[i]
+            return
+    raise ValueError(f"use_kernels: name: expected one of {', '.join(kernels())} (what this CPU can run), got {name!r}")
+
+
+def tile_shape():
+    """(lanes, most vectors, keys per block) of the set in use."""
+    return active.lanes, active.vecs, QKVC_BLOCK
+
+
+# ---------------------------------------------------------------------------------------------------------------------- threads
+
+cdef int as_threads(object n, str who) except -1:
+    cdef object value
+    if isinstance(n, bool):
+        raise TypeError(f"{who}: expected an integer of 1 or more, got a bool")
+    try:
+        value = n.__index__()
+    except AttributeError:
+        raise TypeError(f"{who}: expected an integer of 1 or more, got {type(n).__name__}") from None
+    if value < 1:
+        raise ValueError(f"{who}: expected an integer of 1 or more, got {value}")
+    return <int>min(value, QKVC_MAX_THREADS)
+
+
+cdef int threads_for(object num_threads) except -1:
+    return process_threads if num_threads is None else as_threads(num_threads, "attention: num_threads")
+
+
+def set_num_threads(n):
+    global process_threads
+    process_threads = as_threads(n, "set_num_threads: n")
+
+
+def get_num_threads():
+    return process_threads
+
+
+def pool_started():
+    """Threads the pool keeps, the callers' own not counted."""
+    return qkvc_pool_started()
+
+
+# threadpoolctl finds these two by name in the shared object (qkvc/integrations/threadpools.py).
+cdef public int qkvc_get_num_threads() noexcept nogil:
+    return process_threads
+
+
+cdef public void qkvc_set_num_threads(int n) noexcept nogil:
+    global process_threads
+    process_threads = 1 if n < 1 else n if n < QKVC_MAX_THREADS else QKVC_MAX_THREADS
+
+
+# ------------------------------------------------------------------------------------------------------------- tests and benchmarks
+
+def exp2(const float[::1] x not None):
+    """The exp2 of the set in use over a contiguous float32 array, for the tests."""
+    result = np.empty(x.shape[0], np.float32)
+    cdef float[::1] out = result
+    if x.shape[0]:
+        active.exp2(&x[0], x.shape[0], &out[0])
+    return result
+
+
+cdef struct Roof:
+    const Kernels *kernels
+    Py_ssize_t steps
+    double flops[256]
+
+
+cdef void roof_task(void *context, Py_ssize_t task, int worker) noexcept nogil:
+    cdef Roof *roof = <Roof *>context
+    cdef float[64] sink
+    cdef int i
+    for i in range(64):
+        sink[i] = <float>1e-3
+    roof.flops[task] = roof.kernels.fma_loop(roof.steps, sink)
+
+
+def fma_peak(int num_threads, double seconds=0.1):
+    """GFLOP/s of FMAs that touch no memory, by the set in use: the roof that speeds are measured against."""
+    cdef Roof roof
+    cdef int threads = as_threads(num_threads, "fma_peak: num_threads")
+    cdef double start, end
+    roof.kernels = active
+    roof.steps = 1 << 12
+    while True:
+        start = perf_counter()
+        with nogil:
+            run(roof_task, NULL, &roof, threads, threads)
+        end = perf_counter()
+        if end - start >= seconds:
+            return sum(roof.flops[i] for i in range(threads)) / (end - start) / 1e9
+        roof.steps = <Py_ssize_t>(roof.steps * min(8.0, max(1.5, 1.1 * seconds / max(end - start, 1e-6))))
+
+
+# ----------------------------------------------------------------------------------------------------------------------- at import
+
+cdef int _configure() except -1:
+    global process_threads
+    cdef object isa = os.environ.get("QKVC_ISA"), threads = os.environ.get("QKVC_NUM_THREADS")
+    if isa:
+        try:
+            select_kernels(isa)
+        except ValueError:
+            raise ImportError(f"QKVC_ISA: expected one of {', '.join(kernels())} (what this CPU can run), got {isa!r}") from None
+    process_threads = min(available_cpus(), QKVC_MAX_THREADS)
+    if threads:
+        if not threads.isdecimal() or int(threads) < 1:
+            raise ImportError(f"QKVC_NUM_THREADS: expected an integer of 1 or more, got {threads!r}")
+        process_threads = min(int(threads), QKVC_MAX_THREADS)
+    return 0
+
+
+_configure()

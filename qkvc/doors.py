@@ -1,0 +1,113 @@
+"""Attention under the names that other frameworks gave it: their arguments, their alignment, their own errors.
+
+Rows without keys and NaN keep qkvc's meaning: zeros, and NaN only from what is attended.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qkvc._attention import attend_arrays
+from qkvc._coerce import bad
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+
+def scaled_dot_product_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    attn_mask: ArrayLike | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> NDArray[np.float32]:
+    """`torch.nn.functional.scaled_dot_product_attention` on NumPy arrays.
+
+    Parameters
+    ----------
+    query, key, value : array_like of float32, shapes (..., H, L, E), (..., H, S, E), (..., H, S, Ev)
+    attn_mask : array_like of bool or float, broadcasts to (..., H, L, S), optional
+        bool: True where a query may attend; float: added to the scores.
+    dropout_p : float, default 0.0
+        Only 0.0: dropout has no kernel yet.
+    is_causal : bool, default False
+        Top-left, as in torch: query i attends to keys j <= i whatever L and S are.  Excludes `attn_mask`.
+    scale : float, optional
+        Default ``1 / sqrt(E)``.
+    enable_gqa : bool, default False
+        Allow fewer key heads than query heads, in groups.
+
+    Returns
+    -------
+    ndarray of float32, shape (..., H, L, Ev)
+
+    Raises
+    ------
+    ValueError, TypeError
+        As from `attention`, and torch's own: a mask beside is_causal, groups of heads without enable_gqa, dropout.
+    """
+    if isinstance(dropout_p, bool) or not isinstance(dropout_p, (int, float, np.number)):
+        raise TypeError(bad("dropout_p", "0.0", type(dropout_p).__name__))
+    if dropout_p != 0.0:
+        raise ValueError(bad("dropout_p", "0.0 (dropout has no kernel yet)", str(dropout_p)))
+    if attn_mask is not None and is_causal:
+        raise ValueError(bad("attn_mask", "None beside is_causal=True, as in torch", "both"))
+    if not enable_gqa and _heads(query, 3) != _heads(key, 3):
+        raise ValueError(bad("key", f"the query's {_heads(query, 3)} heads, or enable_gqa=True", f"{_heads(key, 3)} heads"))
+    mask, bias = attn_mask, None
+    if attn_mask is not None and np.asarray(attn_mask).dtype != np.bool_:
+        mask, bias = None, attn_mask
+    causal = "top-left" if is_causal else False
+    return attend_arrays(query, key, value, mask, bias, causal, None, None, scale, "bhld", None, None, False)
+
+
+def dot_product_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    bias: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    *,
+    scale: float | None = None,
+    is_causal: bool = False,
+) -> NDArray[np.float32]:
+    """`jax.nn.dot_product_attention` on NumPy arrays: heads behind lengths.
+
+    Parameters
+    ----------
+    query : array_like of float32, shape (B, T, N, H) or (T, N, H)
+    key, value : array_like of float32, shape (B, S, K, H) or (S, K, H)
+        K divides N: grouped-query attention.
+    bias : array_like of float, broadcasts to (B, N, T, S), optional
+        Added to the scaled scores.
+    mask : array_like of bool, broadcasts to (B, N, T, S), optional
+        True where a query may attend.
+    scale : float, optional
+        Default ``1 / sqrt(H)``.
+    is_causal : bool, default False
+        Top-left, as in JAX; combines with `mask`.
+
+    Returns
+    -------
+    ndarray of float32, shape of query (its last axis that of value)
+
+    Raises
+    ------
+    ValueError, TypeError
+        As from `attention`, and for arrays without a heads axis.
+    """
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if np.ndim(x) < 3:
+            raise ValueError(bad(name, "an array (batch, length, heads, dim) or (length, heads, dim)", f"shape {np.shape(x)}"))
+    causal = "top-left" if is_causal else False
+    return attend_arrays(query, key, value, mask, bias, causal, None, None, scale, "blhd", None, None, False)
+
+
+def _heads(x: Any, from_end: int) -> int:
+    shape = np.shape(x)
+    return shape[-from_end] if len(shape) >= from_end else 1

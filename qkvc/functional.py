@@ -1,0 +1,284 @@
+"""The functions: names, defaults and docstrings.  What they do is decided in _plan.pyx and done in _attention.pyx."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+try:
+    from numpy.lib.array_utils import normalize_axis_tuple
+except ImportError:  # NumPy 1.26
+    from numpy.core.numeric import normalize_axis_tuple  # type: ignore[no-redef]
+
+from qkvc._attention import attend_arrays
+from qkvc._coerce import as_float32, check_out
+from qkvc._softmax import logsumexp_rows, softmax_rows
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    Causal = bool | Literal["top-left", "bottom-right"]
+    Layout = Literal["bhld", "blhd"]
+    Axis = int | tuple[int, ...] | None
+
+
+class AttentionOutput(NamedTuple):
+    """What `attention_with_lse` returns."""
+
+    out: NDArray[np.float32]
+    lse: NDArray[np.float32]
+
+
+def attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    mask: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    causal: Causal = False,
+    q_offset: ArrayLike | None = None,
+    key_lengths: ArrayLike | None = None,
+    scale: float | None = None,
+    layout: Layout = "bhld",
+    out: NDArray[np.float32] | None = None,
+    num_threads: int | None = None,
+) -> NDArray[np.float32]:
+    """Scaled dot-product attention, softmax(scale * Q K^T + bias) V, without ever holding the L_q x L_k matrix.
+
+    Parameters
+    ----------
+    query : array_like of float32, shape (..., H_q, L_q, D) or (L_q, D)
+        What is asked.  Leading axes are the batch and broadcast as in NumPy; any strides are read in place.
+    key : array_like of float32, shape (..., H_kv, L_k, D) or (L_k, D)
+        What the queries are matched with.  ``H_kv`` divides ``H_q``: query head ``h`` attends to key head ``h // (H_q // H_kv)``
+        (grouped-query attention), and nothing is repeated in memory.
+    value : array_like of float32, shape (..., H_kv, L_k, Dv) or (L_k, Dv)
+        What is carried to the output.
+    mask : array_like of bool, broadcasts to (..., H_q, L_q, L_k) in every layout, optional
+        True where a query may attend to a key.  A masked key cannot reach the output, not even as NaN.
+    bias : array_like of float, broadcasts to (..., H_q, L_q, L_k) in every layout, optional
+        Added to the scaled scores, in natural-logarithm units.  Exactly ``-inf`` means masked; any finite number is only added.
+    causal : bool or {"top-left", "bottom-right"}, default False
+        Query ``i`` at position ``p`` attends to keys ``j <= p``.  True means ``p = i`` and asks for ``L_q == L_k``; otherwise choose
+        "top-left" (``p = i``: torch, JAX) or "bottom-right" (``p = i + L_k - L_q``, with `key_lengths` ``p = i + key_lengths - L_q``:
+        FlashAttention, KV caches).
+    q_offset : array_like of int, broadcasts to the batch, optional
+        Position of query row 0, instead of the two alignments; needs ``causal=True``.
+    key_lengths : array_like of int, broadcasts to the batch, optional
+        How many keys of each batch item exist, 0 to L_k.  The rest is never read.
+    scale : float, optional
+        Default ``1 / sqrt(D)``.
+    layout : {"bhld", "blhd"}, default "bhld"
+        "blhd" reads query, key, value and writes the result as (..., L, H, D); only strides change.
+    out : ndarray of float32, optional
+        Where to write the result.  It may not share memory with an input.
+    num_threads : int, optional
+        Threads this call may use, the caller's included.  Default `get_num_threads()`.
+
+    Returns
+    -------
+    ndarray of float32, shape (..., H_q, L_q, Dv), in layout "blhd" (..., L_q, H_q, Dv); (L_q, Dv) where all inputs have two axes
+        A query that may attend to nothing gets zeros.
+
+    Raises
+    ------
+    ValueError
+        Shapes, lengths or options that do not fit together; the message names the argument, what came and what was wanted.
+    TypeError
+        Inputs that are not float32 (other dtypes have no kernels yet), a mask that is not bool, anything not array-like.
+    MemoryError
+        No memory for the result or the scratch (under 1 MB per thread).
+
+    Notes
+    -----
+    Bits do not depend on threads, batch, heads, neighbours, layout or strides (docs/arithmetic.md).
+
+    References
+    ----------
+    Vaswani et al., "Attention Is All You Need" (2017), equation 1.  Milakov & Gimelshein, "Online normalizer calculation for softmax"
+    (2018).  Dao, "FlashAttention-2" (2023), algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np, qkvc
+    >>> q = np.ones((2, 4, 3, 8), np.float32)           # batch 2, 4 heads, 3 queries of dimension 8
+    >>> k = v = np.ones((2, 2, 5, 8), np.float32)       # 2 key heads, 5 keys
+    >>> qkvc.attention(q, k, v, causal="bottom-right").shape
+    (2, 4, 3, 8)
+    """
+    return attend_arrays(query, key, value, mask, bias, causal, q_offset, key_lengths, scale, layout, out, num_threads, False)
+
+
+def attention_with_lse(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    mask: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    causal: Causal = False,
+    q_offset: ArrayLike | None = None,
+    key_lengths: ArrayLike | None = None,
+    scale: float | None = None,
+    layout: Layout = "bhld",
+    out: NDArray[np.float32] | None = None,
+    num_threads: int | None = None,
+) -> AttentionOutput:
+    """`attention`, and the logarithm of each query's sum of exp(scores).
+
+    Parameters, errors and sources are those of `attention`.
+
+    Returns
+    -------
+    out : ndarray of float32
+        As from `attention`.
+    lse : ndarray of float32, shape (..., H_q, L_q) in every layout, (L_q,) where all inputs have two axes
+        Natural logarithm; ``-inf`` for a query that may attend to nothing.
+    """
+    arrays = attend_arrays(query, key, value, mask, bias, causal, q_offset, key_lengths, scale, layout, out, num_threads, True)
+    return AttentionOutput(*arrays)
+
+
+def _rows(name: str, x: ArrayLike, axis: Axis) -> tuple[NDArray[np.float32], tuple[int, ...]]:
+    """x with `axis` moved behind the others, in rows of memory, and the axes that were moved."""
+    array = as_float32(name, x)
+    axes = tuple(range(array.ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    axes = normalize_axis_tuple(axes, array.ndim, "axis")
+    moved = np.moveaxis(array, axes, range(array.ndim - len(axes), array.ndim))
+    return np.ascontiguousarray(moved), axes
+
+
+def softmax(x: ArrayLike, axis: Axis = -1, *, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    """exp(x) / sum(exp(x)) along an axis, stable for numbers of any size.
+
+    Parameters
+    ----------
+    x : array_like of float32, any shape
+    axis : int, tuple of int or None, default -1
+        Along which the result sums to 1; None is all axes.
+    out : ndarray of float32, shape of x, optional
+        Where to write; it may be x itself.
+
+    Returns
+    -------
+    ndarray of float32, shape of x
+        Within 4 ULP of the float64 result, denormal numbers included.  NaN in a row, or a row that is all -inf or has +inf, gives NaN,
+        as in `scipy.special.softmax`.
+
+    Raises
+    ------
+    TypeError
+        x is not float32.
+    ValueError
+        An axis that x does not have (numpy.exceptions.AxisError), an `out` that does not fit, or no elements along the axis.
+    """
+    rows, axes = _rows("x", x, axis)
+    n = int(np.prod(rows.shape[rows.ndim - len(axes) :], dtype=np.intp))
+    if n == 0 and rows.ndim and rows.size == 0 and np.prod(rows.shape[: rows.ndim - len(axes)]) != 0:
+        raise ValueError("softmax: x: expected at least one element along the axis, got none")
+    result = np.empty_like(rows)
+    softmax_rows(rows.reshape(-1, max(n, 1)), result.reshape(-1, max(n, 1)))
+    back = np.moveaxis(result, range(rows.ndim - len(axes), rows.ndim), axes)
+    if out is None:
+        return back if back.flags.c_contiguous else np.ascontiguousarray(back)
+    check_out(out, back.shape, ())
+    out[...] = back
+    return out
+
+
+def logsumexp(x: ArrayLike, axis: Axis = -1) -> NDArray[np.float32] | np.float32:
+    """log(sum(exp(x))) along an axis, stable for numbers of any size.
+
+    Parameters
+    ----------
+    x : array_like of float32, any shape
+    axis : int, tuple of int or None, default -1
+        Along which to sum; None is all axes.
+
+    Returns
+    -------
+    ndarray of float32, shape of x without the axes; a scalar where none is left
+        ``-inf`` where there is nothing to sum, as in `scipy.special.logsumexp`.
+
+    Raises
+    ------
+    TypeError
+        x is not float32.
+    ValueError
+        An axis that x does not have (numpy.exceptions.AxisError).
+    """
+    rows, axes = _rows("x", x, axis)
+    shape = rows.shape[: rows.ndim - len(axes)]
+    result = np.empty(shape, np.float32)
+    if rows.size == 0:
+        result.fill(-np.inf)
+    else:
+        logsumexp_rows(rows.reshape(result.size, -1), result.reshape(-1))
+    return result if shape else np.float32(result)
+
+
+def split_heads(x: ArrayLike, num_heads: int) -> NDArray[Any]:
+    """(..., L, H * D) seen as (..., H, L, D): a view, nothing moves.
+
+    Parameters
+    ----------
+    x : array_like, shape (..., L, H * D)
+    num_heads : int
+        H; must divide the last axis.
+
+    Returns
+    -------
+    ndarray, shape (..., H, L, D)
+
+    Raises
+    ------
+    TypeError, ValueError
+        x has no such axes, or num_heads does not divide the last one.
+    """
+    array = np.asanyarray(x)
+    if isinstance(num_heads, bool) or not hasattr(num_heads, "__index__"):
+        raise TypeError(f"split_heads: num_heads: expected an integer, got {type(num_heads).__name__}")
+    if array.ndim < 2:
+        raise ValueError(f"split_heads: x: expected an array (..., length, heads * dim), got shape {array.shape}")
+    if num_heads < 1 or array.shape[-1] % num_heads:
+        raise ValueError(f"split_heads: num_heads: expected a divisor of the last axis, {array.shape[-1]}, got {num_heads}")
+    split = array.reshape(*array.shape[:-1], num_heads, array.shape[-1] // num_heads)
+    return np.swapaxes(split, -3, -2)
+
+
+def concat_heads(x: ArrayLike) -> NDArray[Any]:
+    """(..., H, L, D) as (..., L, H * D): the way back from `split_heads`.
+
+    A view of what `split_heads` or `attention(..., layout="blhd")` laid out; a copy of anything else.
+
+    Parameters
+    ----------
+    x : array_like, shape (..., H, L, D)
+
+    Returns
+    -------
+    ndarray, shape (..., L, H * D)
+
+    Raises
+    ------
+    ValueError
+        x has fewer than three axes.
+    """
+    array = np.asanyarray(x)
+    if array.ndim < 3:
+        raise ValueError(f"concat_heads: x: expected an array (..., heads, length, dim), got shape {array.shape}")
+    swapped = np.swapaxes(array, -3, -2)
+    return swapped.reshape(*swapped.shape[:-2], swapped.shape[-2] * swapped.shape[-1])
+
+
+__all__ = [
+    "AttentionOutput",
+    "attention",
+    "attention_with_lse",
+    "concat_heads",
+    "logsumexp",
+    "softmax",
+    "split_heads",
+]

@@ -1,0 +1,60 @@
+"""Four extensions over one C part.  Everything in src/ links into qkvc._kernels alone: one dispatcher, one thread pool."""
+
+import os
+from glob import glob
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+DEBUG = os.environ.get("QKVC_DEBUG") == "1"  # bounds checks on, optimiser off: `make debug`
+
+cflags = [
+    "-std=c11",
+    "-O0" if DEBUG else "-O3",
+    "-g0" if not DEBUG else "-g",
+    "-ffp-contract=off",  # an FMA is one where it says v_fma, so that bits do not depend on the compiler
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+    "-fstack-protector-strong",
+    "-Wno-psabi",
+]
+ldflags = ["-Wl,-z,relro,-z,now,-z,noexecstack"]
+headers = sorted(glob("src/*.h"))
+
+
+def extension(name: str, sources: list[str]) -> Extension:
+    return Extension(
+        f"qkvc.{name}",
+        [f"qkvc/{name}.pyx", *sources],
+        include_dirs=["src"],
+        depends=headers,
+        extra_compile_args=cflags,
+        extra_link_args=ldflags,
+    )
+
+
+setup(
+    # Named one by one: setuptools takes any src/ for the package root.  The benchmarks ship as qkvc.bench, for `qkvc bench`.
+    packages=["qkvc", "qkvc.models", "qkvc.bench"],
+    package_dir={"qkvc.bench": "bench"},
+    package_data={"qkvc": ["py.typed", "*.pyi", "*.pxd"]},
+    ext_modules=cythonize(
+        [
+            extension("_kernels", sorted(glob("src/*.c"))),
+            extension("_plan", []),
+            extension("_attention", []),
+            extension("_softmax", []),
+        ],
+        build_dir="build",
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": DEBUG,
+            "wraparound": False,
+            "cdivision": True,
+            "initializedcheck": DEBUG,
+            "freethreading_compatible": True,
+        },
+        annotate=os.environ.get("QKVC_ANNOTATE") == "1",
+    ),
+)

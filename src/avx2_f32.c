@@ -1,0 +1,12 @@
+/* The micro-kernels for float32 in AVX2 and FMA. */
+#include "target.h"
+
+#ifdef QKVC_X86 /* on other machines this file is empty */
+#pragma GCC target("avx2,fma")
+#define REAL float
+#define DTYPE "float32"
+#define NAME "avx2"
+#define TABLE qkvc_avx2_f32
+#include "vec_avx2.h"
+#include "kernels_body.h"
+#endif

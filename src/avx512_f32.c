@@ -1,0 +1,12 @@
+/* The micro-kernels for float32 in AVX-512. */
+#include "target.h"
+
+#ifdef QKVC_X86 /* on other machines this file is empty */
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+#define REAL float
+#define DTYPE "float32"
+#define NAME "avx512"
+#define TABLE qkvc_avx512_f32
+#include "vec_avx512.h"
+#include "kernels_body.h"
+#endif

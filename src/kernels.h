@@ -1,0 +1,78 @@
+/* The contract between the tile loop (qkvc/_attention.pyx) and the micro-kernels.
+ *
+ * A tile is a set of queries, one per vector lane.  Everything that belongs to it lies in panels: rows of `tile` reals, one column per
+ * query, the first `vecs * lanes` of them in use.  src/README.md has the picture; docs/arithmetic.md fixes the order of every sum.
+ *
+ *   QT[d][lane]   queries, transposed and scaled       S[j][lane]  scores of one key block, then P in the same place
+ *   O[c][lane]    output so far, not yet divided by l  m l alpha beta [lane]
+ *
+ * depth[v] is how many keys of the block the queries of vector v may reach, ascending in v: the staircase of a causal block.
+ *
+ * No function allocates, fails, keeps state or looks at a CPU.  Strides count elements.  Panels need no alignment; 64 bytes are faster.
+ */
+#ifndef QKVC_KERNELS_H
+#define QKVC_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define QKVC_BLOCK 128 /* keys per block: W of docs/arithmetic.md, measured there */
+#define QKVC_MAX_VECS 3
+
+struct qkvc_kernels {
+    const char *name;  /* "avx512", "avx2", "portable" */
+    const char *dtype; /* "float32" */
+    int lanes;         /* queries per vector */
+    int vecs;          /* most vectors per tile; tile = lanes * vecs */
+
+    /* panel[c][lane] = rows[lane][c * col] * scale for c < cols.  rows has vecs * lanes pointers, all of them readable. */
+    void (*pack)(const void *const *rows, ptrdiff_t col, int cols, double scale, int vecs, void *panel);
+
+    /* panel[c][lane] = rows[lane][c * col] ? 0 : -inf */
+    void (*pack_mask)(const uint8_t *const *rows, ptrdiff_t col, int cols, int vecs, void *panel);
+
+    /* S[j][lane] = sum over d of K[j * row + d] * QT[d][lane], for j < depth[v] */
+    void (*scores)(const void *K, ptrdiff_t row, int D, const void *QT, const int *depth, int vecs, void *S);
+
+    /* S += bias; where bias is -inf the score is -inf whatever it was */
+    void (*add_bias)(void *S, const void *bias, const int *depth, int vecs);
+
+    /* S[j][lane] = -inf where j >= limit[lane]; limit ascends and holds small integers */
+    void (*clip)(void *S, const void *limit, const int *depth, int vecs);
+
+    /* S becomes P = exp2(S - m_b) with m_b the maximum of its column in this block; m and l take the block in;
+     * alpha and beta are what the output so far and the block's own output must be multiplied by */
+    void (*softmax)(void *S, const int *depth, int vecs, void *m, void *l, void *alpha, void *beta);
+
+    /* O[c][lane] = alpha * O + beta * sum over j < depth[v] of V[j * row + c] * P[j][lane] */
+    void (*values)(const void *V, ptrdiff_t row, int Dv, const void *P, const int *depth, int vecs, const void *alpha, const void *beta,
+                   void *O);
+
+    /* The same bits, but a key whose `allowed` is -inf adds nothing, not even 0 * NaN.  Slow: only after `finite` said no. */
+    void (*values_selected)(const void *V, ptrdiff_t row, int Dv, const void *P, const void *allowed, const int *depth, int vecs,
+                            const void *alpha, const void *beta, void *O);
+
+    /* Is every number of O and l finite, and every l above zero? */
+    int (*finite)(const void *O, int Dv, const void *l, int vecs);
+
+    /* rows[lane][c * col] = O[c][lane] * factor[lane] for lane < queries */
+    void (*store)(const void *O, int Dv, const void *factor, int queries, void *const *rows, ptrdiff_t col);
+
+    /* softmax of one long contiguous row, in pieces: three passes over x, natural exponent, partial[] has 2 * lanes reals */
+    void (*row_max)(const void *x, ptrdiff_t n, void *partial);
+    void (*row_sum)(const void *x, ptrdiff_t n, double max, void *partial);
+    void (*row_exp)(const void *x, ptrdiff_t n, double max, double factor, void *out);
+
+    /* out[i] = exp2(x[i]), the function inside softmax, for the tests */
+    void (*exp2)(const void *x, ptrdiff_t n, void *out);
+
+    /* steps * ROWS * VECS FMAs from registers into registers: the roof that speeds are measured against.  Returns how many flops. */
+    double (*fma_loop)(ptrdiff_t steps, void *sink);
+};
+
+extern const struct qkvc_kernels qkvc_avx512_f32, qkvc_avx2_f32, qkvc_portable_f32;
+
+/* The sets this CPU and operating system can run, best first, portable last; *count says how many. */
+const struct qkvc_kernels *const *qkvc_kernel_sets(int *count);
+
+#endif

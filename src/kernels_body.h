@@ -1,0 +1,427 @@
+/* The micro-kernels: one text for every instruction set, written in the vocabulary of vec_*.h.
+ *
+ * Queries lie in the lanes.  Then keys, values and weights are read where they are, one number at a time, as broadcasts; the softmax runs
+ * down the columns without a horizontal step; and scores and values are the same product (`product_range` below is the hot loop):
+ *
+ *     C[i][lane] = sum over k of A[i, k] * B[k][lane]
+ *
+ * The order of every sum is part of the contract: docs/arithmetic.md.  Contraction is off, an FMA is spelled v_fma.
+ *
+ * Expects REAL, TABLE, NAME and one vec_*.h.
+ */
+#include "kernels.h"
+
+#define TILE (VECS * LANES)
+#define UNROLL _Pragma("GCC unroll 32")
+
+_Static_assert(ROWS * VECS + VECS + 1 <= VREGS && ROWS_1 + 2 <= VREGS, "the tile spills");
+_Static_assert(VECS <= QKVC_MAX_VECS && (ROWS & (ROWS - 1)) == 0 && (ROWS_1 & (ROWS_1 - 1)) == 0, "tile shape");
+
+static const REAL INFINITE = (REAL)__builtin_huge_val(), LARGEST = __FLT_MAX__;
+
+/* ------------------------------------------------------------------------------------------------------------------------- exp2 */
+
+/* 2^r for |r| <= 1/2, relative error 2.0e-9 before rounding; c0 is 1, so that exp2(0) is 1 exactly.  Degree 5 reached 2.6 ULP, 6 reaches
+ * 1 (minimax by Lawson's iteration with c0 held; checked over every float by tests/c/exp2_all.c). */
+static INLINE vec v_exp2_poly(vec r)
+{
+    vec p = v_set1(1.5353362e-4f);
+    p = v_fma(p, r, v_set1(1.3398875e-3f));
+    p = v_fma(p, r, v_set1(9.618437e-3f));
+    p = v_fma(p, r, v_set1(5.5503324e-2f));
+    p = v_fma(p, r, v_set1(2.4022648e-1f));
+    p = v_fma(p, r, v_set1(6.931472e-1f));
+    return v_fma(p, r, v_set1(1.0f));
+}
+
+#define ROUNDER 12582912.0f /* 1.5 * 2^23: adding it leaves the nearest integer in the low bits, where v_scale reads it */
+
+/* 2^x for -126 <= x <= 0; +0 below; NaN stays NaN, whatever its payload: v_scale would add the payload to the exponent, so lanes that
+ * are not in the domain take max(0, x), which is 0 for numbers and x for NaN. */
+static INLINE vec v_exp2(vec x)
+{
+    vec u = v_add(x, v_set1(ROUNDER));
+    vec r = v_sub(x, v_sub(u, v_set1(ROUNDER)));
+    return v_select(v_le(v_set1(-126.0f), x), v_scale(v_exp2_poly(r), u), v_max(v_set1(0), x));
+}
+
+static void exp2_array(const void *x, ptrdiff_t n, void *out)
+{
+    for (ptrdiff_t i = 0; i < n; i += LANES) {
+        int k = n - i < LANES ? (int)(n - i) : LANES;
+        v_store_n((REAL *)out + i, v_exp2(v_load_n((const REAL *)x + i, k)), k);
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------------------------- the product */
+
+/* THE LOOP: acc[i][v] += A[i * rs + k * cs] * B[k][v] for k in [from, to), one FMA a number and step. */
+static INLINE void product_range(const int rows, const int first, const int vecs, const REAL *A, ptrdiff_t rs, ptrdiff_t cs,
+                                 const REAL *B, int from, int to, vec acc[][VECS])
+{
+    for (int k = from; k < to; ++k) {
+        vec b[VECS];
+        UNROLL for (int v = first; v < vecs; ++v) b[v] = v_load(B + k * TILE + v * LANES);
+        UNROLL for (int i = 0; i < rows; ++i) {
+            vec a = v_set1(A[i * rs + k * cs]);
+            UNROLL for (int v = first; v < vecs; ++v) acc[i][v] = v_fma(a, b[v], acc[i][v]);
+        }
+    }
+}
+
+/* acc[i][v] = sum over k < depth[v] of A[i * rs + k * cs] * B[k][v]: one chain per number, k ascending, from zero.  depth ascends with v,
+ * so the vectors drop out from the left.  rows and vecs are constants where this is inlined. */
+static INLINE void product(const int rows, const int vecs, const REAL *A, ptrdiff_t rs, ptrdiff_t cs, const REAL *B, const int *depth,
+                           vec acc[][VECS])
+{
+    UNROLL for (int i = 0; i < rows; ++i)
+        UNROLL for (int v = 0; v < vecs; ++v) acc[i][v] = v_set1(0);
+    product_range(rows, 0, vecs, A, rs, cs, B, 0, depth[0], acc);
+    if (vecs > 1 && depth[1] > depth[0]) product_range(rows, 1, vecs, A, rs, cs, B, depth[0], depth[1], acc);
+    if (vecs > 2 && depth[2] > depth[1]) product_range(rows, 2, vecs, A, rs, cs, B, depth[1], depth[2], acc);
+}
+
+/* S[i][v] = K[i] . Q[v] */
+static INLINE void scores_tile(const int rows, const int vecs, const REAL *K, ptrdiff_t row, int D, const REAL *QT, REAL *S)
+{
+    vec acc[ROWS_1][VECS];
+    product(rows, vecs, K, row, 1, QT, (const int[]){D, D, D}, acc);
+    UNROLL for (int i = 0; i < rows; ++i)
+        UNROLL for (int v = 0; v < vecs; ++v) v_store(S + i * TILE + v * LANES, acc[i][v]);
+}
+
+/* O[i][v] = alpha * O + beta * (V[:, i] . P[v]) */
+static INLINE void values_tile(const int rows, const int vecs, const REAL *V, ptrdiff_t row, const REAL *P, const int *depth,
+                               const REAL *alpha, const REAL *beta, REAL *O)
+{
+    vec acc[ROWS_1][VECS];
+    product(rows, vecs, V, 1, row, P, depth, acc);
+    UNROLL for (int v = 0; v < vecs; ++v) {
+        vec a = v_load(alpha + v * LANES), b = v_load(beta + v * LANES);
+        UNROLL for (int i = 0; i < rows; ++i) {
+            REAL *o = O + i * TILE + v * LANES;
+            v_store(o, v_fma(b, acc[i][v], v_mul(a, v_load(o))));
+        }
+    }
+}
+
+/* Cover n rows from j on with tiles of `most` rows and, at the end, of 8, 4, 2 and 1: no row is padded, none is read twice. */
+#define COVER(j, n, most, TILE_OF)                                                                                                         \
+    do {                                                                                                                                   \
+        for (; (n) - (j) >= (most); (j) += (most)) TILE_OF(most);                                                                          \
+        if ((most) > 8 && (n) - (j) >= 8) { TILE_OF(8); (j) += 8; }                                                                        \
+        if ((most) > 4 && (n) - (j) >= 4) { TILE_OF(4); (j) += 4; }                                                                        \
+        if ((n) - (j) >= 2) { TILE_OF(2); (j) += 2; }                                                                                      \
+        if ((n) - (j) >= 1) { TILE_OF(1); (j) += 1; }                                                                                      \
+    } while (0)
+
+static void scores(const void *K_, ptrdiff_t row, int D, const void *QT_, const int *depth, int vecs, void *S_)
+{
+    const REAL *K = K_, *QT = QT_;
+    REAL *S = S_;
+    int j = 0, n = depth[vecs - 1];
+    for (int first = 0; first < vecs; ++first, QT += LANES, S += LANES) { /* the first vectors need no keys beyond their step */
+        int end = first == vecs - 1 ? n : depth[first] + ROWS - 1 < n ? (depth[first] + ROWS - 1) / ROWS * ROWS : n;
+#define TILE_3(rows) scores_tile(rows, 3, K + j * row, row, D, QT, S + j * TILE)
+#define TILE_2(rows) scores_tile(rows, 2, K + j * row, row, D, QT, S + j * TILE)
+#define TILE_1(rows) scores_tile(rows, 1, K + j * row, row, D, QT, S + j * TILE)
+        switch (vecs - first) {
+#if VECS > 2
+        case 3: COVER(j, end, ROWS, TILE_3); break;
+#endif
+        case 2: COVER(j, end, ROWS, TILE_2); break;
+        default: COVER(j, end, ROWS_1, TILE_1);
+        }
+#undef TILE_3
+#undef TILE_2
+#undef TILE_1
+    }
+}
+
+static void values(const void *V_, ptrdiff_t row, int Dv, const void *P, const int *depth, int vecs, const void *alpha, const void *beta,
+                   void *O_)
+{
+    const REAL *V = V_;
+    REAL *O = O_;
+    int c = 0;
+#define TILE_3(rows) values_tile(rows, 3, V + c, row, P, depth, alpha, beta, O + c * TILE)
+#define TILE_2(rows) values_tile(rows, 2, V + c, row, P, depth, alpha, beta, O + c * TILE)
+#define TILE_1(rows) values_tile(rows, 1, V + c, row, P, depth, alpha, beta, O + c * TILE)
+    switch (vecs) {
+#if VECS > 2
+    case 3: COVER(c, Dv, ROWS, TILE_3); break;
+#endif
+    case 2: COVER(c, Dv, ROWS, TILE_2); break;
+    default: COVER(c, Dv, ROWS_1, TILE_1);
+    }
+#undef TILE_3
+#undef TILE_2
+#undef TILE_1
+}
+
+static void values_selected(const void *V_, ptrdiff_t row, int Dv, const void *P_, const void *allowed_, const int *depth, int vecs,
+                            const void *alpha, const void *beta, void *O_)
+{
+    const REAL *V = V_, *P = P_, *allowed = allowed_;
+    REAL *O = O_;
+    for (int v = 0; v < vecs; ++v)
+        for (int c = 0; c < Dv; ++c) {
+            vec acc = v_set1(0);
+            for (int j = 0; j < depth[v]; ++j) {
+                ptrdiff_t at = j * TILE + v * LANES;
+                vec sum = v_fma(v_set1(V[j * row + c]), v_load(P + at), acc);
+                acc = v_select(v_eq(v_load(allowed + at), v_set1(-INFINITE)), acc, sum);
+            }
+            REAL *o = O + c * TILE + v * LANES;
+            v_store(o, v_fma(v_load((const REAL *)beta + v * LANES), acc, v_mul(v_load((const REAL *)alpha + v * LANES), v_load(o))));
+        }
+}
+
+/* --------------------------------------------------------------------------------------------------------------------- softmax */
+
+/* Down each column of the block, from zero; then (m, l) takes (m_b, l_b) in (docs/arithmetic.md, clause 3; Milakov & Gimelshein 2018).
+ * An empty column has m_b = -inf, l_b = 0 and beta = 0, alpha = 1: it changes no bit. */
+static void softmax(void *S_, const int *depth, int vecs, void *m_, void *l_, void *alpha_, void *beta_)
+{
+    const vec lowest = v_set1(-INFINITE), zero = v_set1(0);
+    for (int v = 0; v < vecs; ++v) {
+        REAL *S = (REAL *)S_ + v * LANES, *m = (REAL *)m_ + v * LANES, *l = (REAL *)l_ + v * LANES;
+        int n = depth[v], j = 0;
+        vec m0 = lowest, m1 = lowest; /* two chains: the order of a maximum changes nothing, its latency does */
+        for (; j + 2 <= n; j += 2) {
+            m0 = v_max(m0, v_load(S + j * TILE));
+            m1 = v_max(m1, v_load(S + (j + 1) * TILE));
+        }
+        if (j < n) m0 = v_max(m0, v_load(S + j * TILE));
+        vec mb = v_max(m0, m1), lb = zero;
+        vec shift = v_select(v_eq(mb, lowest), zero, mb); /* -inf - -inf would be NaN */
+        for (j = 0; j < n; ++j) {
+            vec p = v_exp2(v_sub(v_load(S + j * TILE), shift));
+            v_store(S + j * TILE, p);
+            lb = v_add(lb, p);
+        }
+        vec before = v_load(m), now = v_max(before, mb);
+        shift = v_select(v_eq(now, lowest), zero, now);
+        vec a = v_exp2(v_sub(before, shift)), b = v_exp2(v_sub(mb, shift));
+        v_store(m, now);
+        v_store(l, v_fma(b, lb, v_mul(a, v_load(l))));
+        v_store((REAL *)alpha_ + v * LANES, a);
+        v_store((REAL *)beta_ + v * LANES, b);
+    }
+}
+
+/* bias comes in natural units.  Times log2(e) a number near the end of the range, such as finfo.min, would become infinite, and -inf
+ * means masked: it stays finite. */
+static void add_bias(void *S_, const void *bias_, const int *depth, int vecs)
+{
+    const vec masked = v_set1(-INFINITE), largest = v_set1(LARGEST), lowest = v_set1(-LARGEST), zero = v_set1(0);
+    for (int v = 0; v < vecs; ++v)
+        for (int j = 0; j < depth[v]; ++j) {
+            REAL *s = (REAL *)S_ + j * TILE + v * LANES;
+            vec b = v_load((const REAL *)bias_ + j * TILE + v * LANES);
+            vec x = v_max(lowest, v_mul(b, v_set1((REAL)1.4426950408889634)));
+            x = v_sub(zero, v_max(lowest, v_sub(zero, x)));
+            x = v_select(v_lt(largest, b), b, x); /* +inf stays +inf */
+            v_store(s, v_select(v_eq(b, masked), b, v_add(v_load(s), x)));
+        }
+}
+
+static void clip(void *S_, const void *limit, const int *depth, int vecs)
+{
+    for (int v = 0; v < vecs; ++v) {
+        const REAL *end = (const REAL *)limit + v * LANES;
+        for (int j = end[0] > 0 ? (int)end[0] : 0; j < depth[v]; ++j) {
+            REAL *s = (REAL *)S_ + j * TILE + v * LANES;
+            v_store(s, v_select(v_lt(v_set1((REAL)j), v_load(end)), v_load(s), v_set1(-INFINITE)));
+        }
+    }
+}
+
+/* ----------------------------------------------------------------------------------------------------- between rows and panels */
+
+/* Both directions move LANES x LANES squares through v_transpose: a scalar pack and store cost 20-25 % at 128 keys. */
+static void pack(const void *const *rows_, ptrdiff_t col, int cols, double scale_, int vecs, void *panel)
+{
+    const REAL *const *rows = (const REAL *const *)rows_;
+    const vec scale = v_set1((REAL)scale_);
+    for (int v = 0; v < vecs; ++v, rows += LANES)
+        for (int c = 0; c < cols; c += LANES) {
+            int n = cols - c < LANES ? cols - c : LANES;
+            REAL *to = (REAL *)panel + c * TILE + v * LANES;
+            vec t[LANES];
+            if (col != 1)
+                for (int k = 0; k < n; ++k)
+                    for (int i = 0; i < LANES; ++i) to[k * TILE + i] = rows[i][(c + k) * col];
+            else if (n == LANES)
+                UNROLL for (int i = 0; i < LANES; ++i) t[i] = v_load(rows[i] + c);
+            else
+                UNROLL for (int i = 0; i < LANES; ++i) t[i] = v_load_n(rows[i] + c, n);
+            if (col != 1)
+                for (int k = 0; k < n; ++k) t[k] = v_load(to + k * TILE);
+            else
+                v_transpose(t);
+            for (int k = 0; k < n; ++k) v_store(to + k * TILE, v_mul(t[k], scale));
+        }
+}
+
+static void pack_mask(const uint8_t *const *rows, ptrdiff_t col, int cols, int vecs, void *panel)
+{
+    for (int v = 0; v < vecs; ++v, rows += LANES)
+        for (int c = 0; c < cols; c += LANES) {
+            int n = cols - c < LANES ? cols - c : LANES;
+            vec t[LANES];
+            for (int i = 0; i < LANES; ++i) {
+                uint8_t bytes[LANES] = {0};
+                for (int k = 0; k < n; ++k) bytes[k] = rows[i][(c + k) * col];
+                t[i] = v_load_bytes(bytes);
+            }
+            v_transpose(t);
+            for (int k = 0; k < n; ++k)
+                v_store((REAL *)panel + (c + k) * TILE + v * LANES, v_select(v_eq(t[k], v_set1(0)), v_set1(-INFINITE), v_set1(0)));
+        }
+}
+
+static int finite(const void *O, int Dv, const void *l, int vecs)
+{
+    vec bad = v_set1(0); /* 0 * x is 0, or NaN where x is not finite */
+    for (int v = 0; v < vecs; ++v) {
+        vec sum = v_load((const REAL *)l + v * LANES);
+        if (v_any(v_le(sum, v_set1(0)))) return 0;
+        bad = v_fma(sum, v_set1(0), bad);
+        for (int c = 0; c < Dv; ++c) bad = v_fma(v_load((const REAL *)O + c * TILE + v * LANES), v_set1(0), bad);
+    }
+    return !v_any(v_ne(bad, bad));
+}
+
+/* fma(O, factor, +0) instead of a product: -0 would tell whether a masked block had been looked at */
+static void store(const void *O_, int Dv, const void *factor, int queries, void *const *rows_, ptrdiff_t col)
+{
+    REAL *const *rows = (REAL *const *)rows_;
+    for (int q = 0; q < queries; q += LANES, rows += LANES) {
+        int live = queries - q < LANES ? queries - q : LANES;
+        vec f = v_load((const REAL *)factor + q);
+        for (int c = 0; c < Dv; c += LANES) {
+            int n = Dv - c < LANES ? Dv - c : LANES;
+            const REAL *O = (const REAL *)O_ + c * TILE + q;
+            vec t[LANES];
+            for (int k = 0; k < n; ++k) t[k] = v_fma(v_load(O + k * TILE), f, v_set1(0));
+            for (int k = n; k < LANES; ++k) t[k] = v_set1(0);
+            v_transpose(t);
+            if (col != 1) {
+                REAL square[LANES * LANES];
+                for (int i = 0; i < LANES; ++i) v_store(square + i * LANES, t[i]);
+                for (int i = 0; i < live; ++i)
+                    for (int k = 0; k < n; ++k) rows[i][(c + k) * col] = square[i * LANES + k];
+            } else if (n == LANES)
+                for (int i = 0; i < live; ++i) v_store(rows[i] + c, t[i]);
+            else
+                for (int i = 0; i < live; ++i) v_store_n(rows[i] + c, t[i], n);
+        }
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------- softmax of one long row */
+
+/* e^(x - max) = 2^n p.  x - max is kept to its last bit (TwoDiff, Knuth 1969) and log2(e) is two floats, because an error of half an ulp
+ * of x - max, at 80, would be 30 ULP of the result. */
+static INLINE vec exp_parts(vec x, vec max, vec *n)
+{
+    vec d = v_sub(x, max), back = v_sub(d, x);
+    vec error = v_sub(v_sub(x, v_sub(d, back)), v_add(max, back));
+    vec t = v_mul(d, v_set1(1.442695f));
+    vec low = v_fma(d, v_set1(1.4426950408889634 - 1.442695f), v_fma(error, v_set1(1.442695f), v_fma(d, v_set1(1.442695f), v_sub(v_set1(0), t))));
+    *n = v_sub(v_add(t, v_set1(ROUNDER)), v_set1(ROUNDER));
+    return v_exp2_poly(v_add(v_sub(t, *n), low));
+}
+
+static INLINE vec exp_scaled(vec x, vec max, vec factor)
+{
+    vec n, p = v_mul(exp_parts(x, max, &n), factor);
+    vec normal = v_max(v_set1(-126), n); /* 2^n in two steps, so that denormal results round once */
+    vec y = v_mul(v_mul(p, v_scale(v_set1(1), v_add(normal, v_set1(ROUNDER)))), v_scale(v_set1(1), v_add(v_sub(n, normal), v_set1(ROUNDER))));
+    return v_select(v_lt(v_sub(x, max), v_set1(-105)), v_set1(0), y);
+}
+
+static void row_max(const void *x, ptrdiff_t n, void *partial)
+{
+    vec m = v_load(partial), nan = v_set1(0);
+    ptrdiff_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        vec a = v_load((const REAL *)x + i);
+        m = v_max(a, m);
+        nan = v_add(nan, v_select(v_ne(a, a), a, v_set1(0)));
+    }
+    for (; i < n; ++i) {
+        vec a = v_set1(((const REAL *)x)[i]);
+        m = v_max(a, m);
+        nan = v_add(nan, v_select(v_ne(a, a), a, v_set1(0)));
+    }
+    v_store(partial, v_add(m, nan));
+}
+
+static void row_sum(const void *x, ptrdiff_t n, double max_, void *partial)
+{
+    const vec max = v_set1((REAL)max_), one = v_set1(1);
+    vec sum = v_load(partial), lost = v_load((REAL *)partial + LANES);
+    for (ptrdiff_t i = 0; i < n; i += LANES) {
+        int k = n - i < LANES ? (int)(n - i) : LANES;
+        vec e = k == LANES ? exp_scaled(v_load((const REAL *)x + i), max, one)
+                           : exp_scaled(v_load_n((const REAL *)x + i, k), max, one);
+        if (k < LANES) {
+            REAL t[LANES] = {0};
+            v_store_n(t, e, k);
+            e = v_load(t);
+        }
+        vec next = v_add(sum, e), back = v_sub(next, sum); /* TwoSum: a million terms lose nothing */
+        lost = v_add(lost, v_add(v_sub(sum, v_sub(next, back)), v_sub(e, back)));
+        sum = next;
+    }
+    v_store(partial, sum);
+    v_store((REAL *)partial + LANES, lost);
+}
+
+static void row_exp(const void *x, ptrdiff_t n, double max_, double factor_, void *out)
+{
+    const vec max = v_set1((REAL)max_), factor = v_set1((REAL)factor_);
+    ptrdiff_t i = 0;
+    for (; i + LANES <= n; i += LANES) v_store((REAL *)out + i, exp_scaled(v_load((const REAL *)x + i), max, factor));
+    if (i < n) v_store_n((REAL *)out + i, exp_scaled(v_load_n((const REAL *)x + i, (int)(n - i)), max, factor), (int)(n - i));
+}
+
+/* -------------------------------------------------------------------------------------------------------------------- the roof */
+
+static double fma_loop(ptrdiff_t steps, void *sink)
+{
+    enum { CHAINS = ROWS * VECS < VREGS - 4 ? ROWS * VECS : VREGS - 4 }; /* at least latency x issue width: 4 x 2 */
+    vec acc[CHAINS], a = v_load(sink), b = v_load((REAL *)sink + LANES);
+    UNROLL for (int i = 0; i < CHAINS; ++i) acc[i] = v_set1((REAL)i);
+    for (ptrdiff_t k = 0; k < steps; ++k)
+        UNROLL for (int i = 0; i < CHAINS; ++i) acc[i] = v_fma(acc[i], a, b);
+    UNROLL for (int i = 1; i < CHAINS; ++i) acc[0] = v_add(acc[0], acc[i]);
+    v_store(sink, acc[0]);
+    return 2.0 * CHAINS * LANES * (double)steps;
+}
+
+/* ----------------------------------------------------------------------------------------------------------------- the contract */
+
+const struct qkvc_kernels TABLE = {
+    .name = NAME,
+    .dtype = DTYPE,
+    .lanes = LANES,
+    .vecs = VECS,
+    .pack = pack,
+    .pack_mask = pack_mask,
+    .scores = scores,
+    .add_bias = add_bias,
+    .clip = clip,
+    .softmax = softmax,
+    .values = values,
+    .values_selected = values_selected,
+    .finite = finite,
+    .store = store,
+    .row_max = row_max,
+    .row_sum = row_sum,
+    .row_exp = row_exp,
+    .exp2 = exp2_array,
+    .fma_loop = fma_loop,
+};
