@@ -16,12 +16,13 @@ def _rich() -> Console | None:
     except ModuleNotFoundError:
         return None
     # Tokens such as [CLS] would be read as markup.  NO_COLOR and a pipe instead of a terminal are rich's own business.
-    return Console(markup=False, highlight=False, soft_wrap=True)
+    return Console(markup=False, highlight=False)
 
 
 def heading(text: str) -> None:
     """A line that starts a part of the report."""
     if console := _rich():
+        console.print()
         console.rule(text, align="left")
     else:
         print(f"\n== {text} ==")
@@ -37,14 +38,16 @@ def complain(text: str) -> None:
     print(f"qkvc: {text}", file=sys.stderr)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table: the first column to the left, the others, being numbers, to the right."""
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1) -> None:
+    """A table: so many columns of text to the left, the others, being numbers, to the right."""
     if console := _rich():
+        from rich import box
         from rich.table import Table
 
-        drawn = Table(title=title, title_justify="left")
+        # Few lines: thirteen columns have to fit into 80 characters.
+        drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for index, column in enumerate(columns):
-            drawn.add_column(column, justify="right" if index else "left", no_wrap=index > 0)
+            drawn.add_column(column, justify="left" if index < text_columns else "right", no_wrap=index >= text_columns)
         for row in rows:
             drawn.add_row(*row)
         console.print(drawn)
@@ -52,5 +55,5 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     print(f"\n{title}")
     for row in (columns, ["-" * width for width in widths], *rows):
-        first, *numbers = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join([row[0].ljust(len(first)), *numbers]))
+        cells = [cell.ljust if index < text_columns else cell.rjust for index, cell in enumerate(row)]
+        print("  ".join(justify(width) for justify, width in zip(cells, widths, strict=True)).rstrip())

@@ -1,0 +1,98 @@
+"""The console script `qkvc`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+import qkvc
+from qkvc._console import complain, table
+
+
+def _info(options: argparse.Namespace) -> int:
+    config = qkvc.show_config("dicts") or {}
+    if options.json:
+        print(json.dumps(config, indent=2))
+    else:
+        table("qkvc runs with", ["what", "value"], list(_flat(config)), text_columns=2)
+    return 0
+
+
+def _flat(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{path}{name}: ")
+        else:
+            yield f"{path}{name}", ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from qkvc.demo import run
+
+    return run(options.text, options.picture, _bench if options.bench else None)
+
+
+def _bench(arguments: Sequence[str]) -> int:
+    # By name and only now: the benchmarks live in bench/ beside this package, and importing them takes longer than `qkvc info`.
+    return int(import_module("qkvc.bench.run").main(list(arguments)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="qkvc", description="Attention for NumPy.")
+    parser.add_argument("--version", action="version", version=f"qkvc {qkvc.__version__}")
+    commands = parser.add_subparsers(metavar="command", required=True)
+
+    info = commands.add_parser("info", help="what runs: version, kernels, threads")
+    info.add_argument("--json", action="store_true", help="as JSON")
+    info.set_defaults(command=_info)
+
+    demo = commands.add_parser("demo", help="the three steps of attention, a real model, a short benchmark")
+    demo.add_argument("--text", nargs="+", action="extend", default=[], metavar="SENTENCE", help="sentences to compare (repeatable)")
+    demo.add_argument("--picture", type=Path, default=Path("qkvc-demo.png"), help="where the heat map goes (default: %(default)s)")
+    demo.add_argument("--no-bench", dest="bench", action="store_false", help="leave the benchmark out")
+    demo.set_defaults(command=_demo)
+
+    # Only for the list of commands: main() hands it everything that follows, --help included.
+    commands.add_parser("bench", help="speed and error against whatever else is installed", add_help=False)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments, `sys.argv[1:]` by default.
+
+    Returns
+    -------
+    int
+        The exit code: 0 done, 1 failed, 2 misused (from argparse), 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show "·" gets a "?", not a traceback
+    try:
+        if arguments[:1] == ["bench"]:
+            return _bench(arguments[1:])
+        options = _parser().parse_args(arguments)
+        code = int(options.command(options))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # `qkvc info | head -1`: the reader has gone, and the interpreter's own flush at exit must not complain of it either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        complain(str(error))
+        return 1
