@@ -141,7 +141,7 @@ cdef void walk(Job *job, Scratch *s, const Tile *t, int worker, bint careful) no
         if block.empty:
             continue
         kn.scores(rows(K, p.key.row, p.key.col, j, block.keys, D, p.copy_key, s.K), p.D if p.copy_key else p.key.row, D, s.QT, depth,
-                  t.vecs, s.S)                                            # S <- K QT
+                  t.vecs, V + j * p.value.row, p.value.row, Dv, s.S)      # S <- K QT
         mask_scores(p, s, t, j, depth, &block, s.S)                       # S <- S + bias, -inf where masked
         if careful:
             note_allowed(p, s, t, j, depth, &block)

@@ -14,7 +14,8 @@ cdef extern from "kernels.h" nogil:
         int vecs
         void (*pack)(const void *const *rows, Py_ssize_t col, int cols, double scale, int vecs, void *panel) noexcept nogil
         void (*pack_mask)(const uint8_t *const *rows, Py_ssize_t col, int cols, int vecs, void *panel) noexcept nogil
-        void (*scores)(const void *K, Py_ssize_t row, int D, const void *QT, const int *depth, int vecs, void *S) noexcept nogil
+        void (*scores)(const void *K, Py_ssize_t row, int D, const void *QT, const int *depth, int vecs, const void *V, Py_ssize_t V_row,
+                       int Dv, void *S) noexcept nogil
         void (*add_bias)(void *S, const void *bias, const int *depth, int vecs) noexcept nogil
         void (*clip)(void *S, const void *limit, const int *depth, int vecs) noexcept nogil
         void (*softmax)(void *S, const int *depth, int vecs, void *m, void *l, void *alpha, void *beta) noexcept nogil

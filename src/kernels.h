@@ -31,8 +31,10 @@ struct qkvc_kernels {
     /* panel[c][lane] = rows[lane][c * col] ? 0 : -inf */
     void (*pack_mask)(const uint8_t *const *rows, ptrdiff_t col, int cols, int vecs, void *panel);
 
-    /* S[j][lane] = sum over d of K[j * row + d] * QT[d][lane], for j < depth[v] */
-    void (*scores)(const void *K, ptrdiff_t row, int D, const void *QT, const int *depth, int vecs, void *S);
+    /* S[j][lane] = sum over d of K[j * row + d] * QT[d][lane], for j < depth[v].  Meanwhile row j of V, V_row apart and Dv long, is
+     * fetched towards L2: `values` reads it next, in strips that no hardware prefetcher follows. */
+    void (*scores)(const void *K, ptrdiff_t row, int D, const void *QT, const int *depth, int vecs, const void *V, ptrdiff_t V_row, int Dv,
+                   void *S);
 
     /* S += bias; where bias is -inf the score is -inf whatever it was */
     void (*add_bias)(void *S, const void *bias, const int *depth, int vecs);

@@ -115,16 +115,23 @@ static INLINE void values_tile(const int rows, const int vecs, const REAL *V, pt
         if ((n) - (j) >= 1) { TILE_OF(1); (j) += 1; }                                                                                      \
     } while (0)
 
-static void scores(const void *K_, ptrdiff_t row, int D, const void *QT_, const int *depth, int vecs, void *S_)
+static INLINE void fetch_rows(const REAL *x, ptrdiff_t row, int rows, int cols)
 {
-    const REAL *K = K_, *QT = QT_;
+    for (int i = 0; i < rows; ++i)
+        for (int c = 0; c < cols; c += 64 / (int)sizeof(REAL)) __builtin_prefetch(x + i * row + c, 0, 2);
+}
+
+static void scores(const void *K_, ptrdiff_t row, int D, const void *QT_, const int *depth, int vecs, const void *V_, ptrdiff_t V_row, int Dv,
+                   void *S_)
+{
+    const REAL *K = K_, *QT = QT_, *V = V_;
     REAL *S = S_;
     int j = 0, n = depth[vecs - 1];
     for (int first = 0; first < vecs; ++first, QT += LANES, S += LANES) { /* the first vectors need no keys beyond their step */
         int end = first == vecs - 1 ? n : depth[first] + ROWS - 1 < n ? (depth[first] + ROWS - 1) / ROWS * ROWS : n;
-#define TILE_3(rows) scores_tile(rows, 3, K + j * row, row, D, QT, S + j * TILE)
-#define TILE_2(rows) scores_tile(rows, 2, K + j * row, row, D, QT, S + j * TILE)
-#define TILE_1(rows) scores_tile(rows, 1, K + j * row, row, D, QT, S + j * TILE)
+#define TILE_3(rows) (fetch_rows(V + j * V_row, V_row, rows, Dv), scores_tile(rows, 3, K + j * row, row, D, QT, S + j * TILE))
+#define TILE_2(rows) (fetch_rows(V + j * V_row, V_row, rows, Dv), scores_tile(rows, 2, K + j * row, row, D, QT, S + j * TILE))
+#define TILE_1(rows) (fetch_rows(V + j * V_row, V_row, rows, Dv), scores_tile(rows, 1, K + j * row, row, D, QT, S + j * TILE))
         switch (vecs - first) {
 #if VECS > 2
         case 3: COVER(j, end, ROWS, TILE_3); break;
@@ -240,28 +247,29 @@ static void clip(void *S_, const void *limit, const int *depth, int vecs)
 /* ----------------------------------------------------------------------------------------------------- between rows and panels */
 
 /* Both directions move LANES x LANES squares through v_transpose: a scalar pack and store cost 20-25 % at 128 keys. */
+static INLINE void square_in(const REAL *const *rows, ptrdiff_t c, vec scale, REAL *to)
+{
+    vec t[LANES];
+    UNROLL for (int i = 0; i < LANES; ++i) t[i] = v_load(rows[i] + c);
+    v_transpose(t);
+    UNROLL for (int i = 0; i < LANES; ++i) v_store(to + i * TILE, v_mul(t[i], scale));
+}
+
 static void pack(const void *const *rows_, ptrdiff_t col, int cols, double scale_, int vecs, void *panel)
 {
     const REAL *const *rows = (const REAL *const *)rows_;
     const vec scale = v_set1((REAL)scale_);
-    for (int v = 0; v < vecs; ++v, rows += LANES)
-        for (int c = 0; c < cols; c += LANES) {
-            int n = cols - c < LANES ? cols - c : LANES;
-            REAL *to = (REAL *)panel + c * TILE + v * LANES;
-            vec t[LANES];
-            if (col != 1)
-                for (int k = 0; k < n; ++k)
-                    for (int i = 0; i < LANES; ++i) to[k * TILE + i] = rows[i][(c + k) * col];
-            else if (n == LANES)
-                UNROLL for (int i = 0; i < LANES; ++i) t[i] = v_load(rows[i] + c);
-            else
-                UNROLL for (int i = 0; i < LANES; ++i) t[i] = v_load_n(rows[i] + c, n);
-            if (col != 1)
-                for (int k = 0; k < n; ++k) t[k] = v_load(to + k * TILE);
-            else
-                v_transpose(t);
-            for (int k = 0; k < n; ++k) v_store(to + k * TILE, v_mul(t[k], scale));
+    for (int v = 0; v < vecs; ++v, rows += LANES) {
+        REAL *to = (REAL *)panel + v * LANES;
+        int c = 0;
+        if (col == 1)
+            for (; c + LANES <= cols; c += LANES) square_in(rows, c, scale, to + c * TILE);
+        for (; c < cols; ++c) {
+            REAL t[LANES];
+            for (int i = 0; i < LANES; ++i) t[i] = rows[i][c * col];
+            v_store(to + c * TILE, v_mul(v_load(t), scale));
         }
+    }
 }
 
 static void pack_mask(const uint8_t *const *rows, ptrdiff_t col, int cols, int vecs, void *panel)
@@ -281,41 +289,50 @@ static void pack_mask(const uint8_t *const *rows, ptrdiff_t col, int cols, int v
         }
 }
 
-static int finite(const void *O, int Dv, const void *l, int vecs)
+static int every_finite(const void *O, int Dv, const void *l_, int vecs)
 {
-    vec bad = v_set1(0); /* 0 * x is 0, or NaN where x is not finite */
     for (int v = 0; v < vecs; ++v) {
-        vec sum = v_load((const REAL *)l + v * LANES);
-        if (v_any(v_le(sum, v_set1(0)))) return 0;
-        bad = v_fma(sum, v_set1(0), bad);
-        for (int c = 0; c < Dv; ++c) bad = v_fma(v_load((const REAL *)O + c * TILE + v * LANES), v_set1(0), bad);
+        const REAL *o = (const REAL *)O + v * LANES;
+        vec l = v_load((const REAL *)l_ + v * LANES), zero = v_set1(0);
+        vec bad[4] = {v_mul(l, zero), zero, zero, zero}; /* 0 * x is 0, or NaN where x is not finite; four chains hide the latency */
+        if (v_any(v_le(l, zero))) return 0;
+        int c = 0;
+        for (; c + 4 <= Dv; c += 4)
+            UNROLL for (int i = 0; i < 4; ++i) bad[i] = v_fma(v_load(o + (c + i) * TILE), zero, bad[i]);
+        for (; c < Dv; ++c) bad[0] = v_fma(v_load(o + c * TILE), zero, bad[0]);
+        vec sum = v_add(v_add(bad[0], bad[1]), v_add(bad[2], bad[3]));
+        if (v_any(v_ne(sum, sum))) return 0;
     }
-    return !v_any(v_ne(bad, bad));
+    return 1;
 }
 
 /* fma(O, factor, +0) instead of a product: -0 would tell whether a masked block had been looked at */
-static void store(const void *O_, int Dv, const void *factor, int queries, void *const *rows_, ptrdiff_t col)
+static INLINE void square_out(const REAL *O, vec factor, vec t[LANES])
+{
+    UNROLL for (int i = 0; i < LANES; ++i) t[i] = v_fma(v_load(O + i * TILE), factor, v_set1(0));
+    v_transpose(t);
+}
+
+static void store(const void *O_, int Dv, const void *factor_, int queries, void *const *rows_, ptrdiff_t col)
 {
     REAL *const *rows = (REAL *const *)rows_;
     for (int q = 0; q < queries; q += LANES, rows += LANES) {
-        int live = queries - q < LANES ? queries - q : LANES;
-        vec f = v_load((const REAL *)factor + q);
-        for (int c = 0; c < Dv; c += LANES) {
-            int n = Dv - c < LANES ? Dv - c : LANES;
-            const REAL *O = (const REAL *)O_ + c * TILE + q;
-            vec t[LANES];
-            for (int k = 0; k < n; ++k) t[k] = v_fma(v_load(O + k * TILE), f, v_set1(0));
-            for (int k = n; k < LANES; ++k) t[k] = v_set1(0);
-            v_transpose(t);
-            if (col != 1) {
-                REAL square[LANES * LANES];
-                for (int i = 0; i < LANES; ++i) v_store(square + i * LANES, t[i]);
-                for (int i = 0; i < live; ++i)
-                    for (int k = 0; k < n; ++k) rows[i][(c + k) * col] = square[i * LANES + k];
-            } else if (n == LANES)
-                for (int i = 0; i < live; ++i) v_store(rows[i] + c, t[i]);
-            else
-                for (int i = 0; i < live; ++i) v_store_n(rows[i] + c, t[i], n);
+        const REAL *O = (const REAL *)O_ + q;
+        const vec factor = v_load((const REAL *)factor_ + q);
+        int live = queries - q < LANES ? queries - q : LANES, c = 0;
+        vec t[LANES];
+        if (col == 1)
+            for (; c + LANES <= Dv; c += LANES) {
+                square_out(O + c * TILE, factor, t);
+                if (live == LANES)
+                    UNROLL for (int i = 0; i < LANES; ++i) v_store(rows[i] + c, t[i]);
+                else
+                    for (int i = 0; i < live; ++i) v_store(rows[i] + c, t[i]);
+            }
+        for (; c < Dv; ++c) {
+            REAL column[LANES];
+            v_store(column, v_fma(v_load(O + c * TILE), factor, v_set1(0)));
+            for (int i = 0; i < live; ++i) rows[i][c * col] = column[i];
         }
     }
 }
@@ -417,7 +434,7 @@ const struct qkvc_kernels TABLE = {
     .softmax = softmax,
     .values = values,
     .values_selected = values_selected,
-    .finite = finite,
+    .finite = every_finite,
     .store = store,
     .row_max = row_max,
     .row_sum = row_sum,
