@@ -1,0 +1,78 @@
+"""Fixtures of every test, and three habits: `full` tests run only when asked for, figures are printed at the end, CI allows no skip."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+
+import qkvc
+
+# Derandomised, so that a failure on one machine is a failure on all; the machine may be busy, so no deadlines.
+hypothesis.settings.register_profile(
+    "qkvc", deadline=None, derandomize=True, print_blob=True, suppress_health_check=list(hypothesis.HealthCheck)
+)
+hypothesis.settings.load_profile("qkvc")
+
+FIGURES = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture(params=qkvc.kernels())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every kernel set this CPU can run, in use for the time of the test."""
+    with qkvc.use_kernels(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """Seeded by the test's own name: the same numbers every time, others in every test."""
+    return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> list[str]:
+    """Lines to print in the terminal summary."""
+    return request.config.stash.setdefault(FIGURES, [])
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    lines = config.stash.get(FIGURES, [])
+    if lines:
+        terminalreporter.section("figures")
+        for line in lines:
+            terminalreporter.line(line)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.option.markexpr:
+        return
+    full = [item for item in items if item.get_closest_marker("full")]
+    config.hook.pytest_deselected(items=full)
+    items[:] = [item for item in items if item not in full]
+
+
+def _no_skip(report: Any) -> None:
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("QKVC_NO_SKIP") == "1":
+        reason = report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"QKVC_NO_SKIP=1, and this was skipped: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Any:
+    report = yield
+    _no_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Any:
+    report = yield
+    _no_skip(report)
+    return report
