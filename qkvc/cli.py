@@ -36,10 +36,11 @@ def _flat(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]
 def _demo(options: argparse.Namespace) -> int:
     from qkvc.demo import run
 
-    return run(options.text, options.picture, _bench if options.bench else None)
+    return run(options.text, options.picture, run_bench if options.bench else None)
 
 
-def _bench(arguments: Sequence[str]) -> int:
+def run_bench(arguments: Sequence[str]) -> int:
+    """Run the benchmark's own command line."""
     # By name and only now: the benchmarks live in bench/ beside this package, and importing them takes longer than `qkvc info`.
     return int(import_module("qkvc.bench.run").main(list(arguments)))
 
@@ -82,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show "·" gets a "?", not a traceback
     try:
         if arguments[:1] == ["bench"]:
-            return _bench(arguments[1:])
+            return run_bench(arguments[1:])
         options = _parser().parse_args(arguments)
         code = int(options.command(options))
         sys.stdout.flush()

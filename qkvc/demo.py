@@ -92,7 +92,7 @@ def show_similarities(model: MiniLM, texts: Sequence[str]) -> None:
     table(
         f"Similarity of sentences, the nearest {len(rows)} of {len(pairs)} pairs", ["sentence", "sentence", "cosine"], rows, text_columns=2
     )
-    batch = [sentences[index % len(sentences)] for index in range(64)]
+    batch = [sentences[index % len(sentences)] for index in range(32)]
     seconds = []
     for _ in range(3):
         started = time.perf_counter()
@@ -126,7 +126,7 @@ def show_attention(model: MiniLM, picture: Path) -> None:
 
         ax = heatmap(chosen, tokens, title=f"all-MiniLM-L6-v2, {where}", mark=(row, column))
     except ModuleNotFoundError as error:
-        say(f"no picture: {error.name} is not installed (pip install matplotlib)")
+        say(f"no picture: {error} (pip install matplotlib)")
         return
     cast("Figure", ax.figure).savefig(picture, dpi=150)
     say(f"picture of the whole head: {picture}")
