@@ -134,7 +134,8 @@ def certificate(query: ArrayLike, key: ArrayLike, value: ArrayLike, **options: A
     p = problem(query, key, value, **options)
     l_k, d = p.key.shape[-2:]
     s = p.scale * (p.query @ p.key.swapaxes(-1, -2))
-    weights, _ = _weights(p, s)
+    with np.errstate(all="ignore"):
+        weights, _ = _weights(p, s)
     s = np.where(p.allowed, s + p.bias, -np.inf)
     m = np.where(p.allowed.any(-1, keepdims=True), s.max(-1, keepdims=True, initial=-np.inf), 0)
     bias = np.where(p.allowed, np.abs(p.bias), 0)
