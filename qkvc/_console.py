@@ -40,6 +40,7 @@ def complain(text: str) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1) -> None:
     """A table: so many columns of text to the left, the others, being numbers, to the right."""
+    print()
     if console := _rich():
         from rich import box
         from rich.table import Table
@@ -53,7 +54,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, 
         console.print(drawn)
         return
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    print(f"\n{title}")
+    print(title)
     for row in (columns, ["-" * width for width in widths], *rows):
         cells = [cell.ljust if index < text_columns else cell.rjust for index, cell in enumerate(row)]
         print("  ".join(justify(width) for justify, width in zip(cells, widths, strict=True)).rstrip())

@@ -28,8 +28,8 @@ SENTENCES = (
     "A man is eating a piece of bread.",
     "A man is riding a horse.",
     "Someone gallops across a field.",
-    "The stock market fell sharply today.",
-    "Share prices dropped at the exchange.",
+    "The stock market fell today.",
+    "Share prices dropped sharply.",
 )
 SHOWN_PAIRS = 15  # all of the above
 PRONOUN_SENTENCE, PRONOUN, NOUN = "The animal didn't cross the street because it was too tired.", "it", "animal"
@@ -71,7 +71,8 @@ def show_steps() -> bool:
         ]
         table(f"{title[0].upper()}{title[1:]}", ["word", "key = value", "score = query · key", "weight = softmax(score)"], rows)
         say(f"context = sum of weight · value = [{' '.join(f'{x:.7f}' for x in steps.context)}]")
-        say(f"largest difference from NumPy in float64: {steps.error:.1e}\n")
+        say(f"largest difference from NumPy in float64: {steps.error:.1e}")
+    say()
     # Weights of a softmax are in the ratio exp(difference of their scores), here e: that alone tells the misprint.
     ratio = PRINTED[1] / PRINTED[0]
     say(f"The tutorial prints the weights {' '.join(f'{x:.4f}' for x in PRINTED)} for the scores 0 1 1. They are not their softmax:")
@@ -88,7 +89,8 @@ def show_similarities(model: MiniLM, texts: Sequence[str]) -> None:
     vectors = model.encode(sentences)
     cosine = {pair: float(vectors[pair[0]] @ vectors[pair[1]]) for pair in pairs}
     nearest = sorted(pairs, key=lambda pair: -cosine[pair])[:SHOWN_PAIRS]
-    rows = [[sentences[a], sentences[b], f"{cosine[a, b]:.3f}"] for a, b in nearest]
+    # + 0.0 because a rounded -0.0004 is -0.0
+    rows = [[sentences[a], sentences[b], f"{round(cosine[a, b], 3) + 0.0:.3f}"] for a, b in nearest]
     table(
         f"Similarity of sentences, the nearest {len(rows)} of {len(pairs)} pairs", ["sentence", "sentence", "cosine"], rows, text_columns=2
     )
@@ -99,7 +101,7 @@ def show_similarities(model: MiniLM, texts: Sequence[str]) -> None:
         model.encode(batch)
         seconds.append(time.perf_counter() - started)
     tokens = int(model.tokenize(batch)[1].sum())
-    say(f"{len(batch)} sentences, {tokens} tokens in all, in {min(seconds) * 1e3:.0f} ms: {tokens / min(seconds):,.0f} tokens/s\n")
+    say(f"{len(batch)} sentences, {tokens} tokens in all, in {min(seconds) * 1e3:.0f} ms: {tokens / min(seconds):,.0f} tokens/s")
 
 
 def show_attention(model: MiniLM, picture: Path) -> None:
@@ -112,11 +114,11 @@ def show_attention(model: MiniLM, picture: Path) -> None:
         [str(i + 1), *(f"{'*' if (i, j) == (layer, head) else ''}{100 * weight:.0f}" for j, weight in enumerate(weights))]
         for i, weights in enumerate(looks)
     ]
-    say(PRONOUN_SENTENCE)
+    say(f"\n{PRONOUN_SENTENCE}")
     table(f'How much "{PRONOUN}" looks at "{NOUN}", in % of its attention', ["layer", *(f"h{j + 1}" for j in range(looks.shape[1]))], rows)
     where = f"layer {layer + 1}, head {head + 1}"
     share, even = 100 * looks[layer, head], 100 / len(tokens)
-    say(f'"{PRONOUN}" looks most at "{NOUN}" in {where}: {share:.1f} %, where an even spread would be {even:.1f} %\n')
+    say(f'"{PRONOUN}" looks most at "{NOUN}" in {where}: {share:.1f} %, where an even spread would be {even:.1f} %')
 
     chosen = maps[layer, head]
     rows = [[f"{tokens[key]} ({key})", f"{chosen[row, key]:.4f}"] for key in np.argsort(-chosen[row], kind="stable")[:6]]
