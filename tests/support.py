@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ import qkvc
 
 from .reference import Reference, reference
 
+ROOT = Path(__file__).parents[1]  # of the repository
+
 # The one tolerance table: absolute error of `out` per unit of the largest |value|, and of `lse` per unit of max(1, |lse|).  Scores of a few
 # units are meant (N(0, 1) inputs, default scale), where naive float32 NumPy reaches 5e-7; the sharp tests use `reference.certificate`.
 TOLERANCE = {"out": 2e-6, "lse": 2e-6}
@@ -24,7 +27,7 @@ TOLERANCE = {"out": 2e-6, "lse": 2e-6}
 
 def bits(x: NDArray[Any]) -> NDArray[np.uint32]:
     """The bit patterns, so that -0.0 differs from 0.0 and a NaN equals itself."""
-    return np.ascontiguousarray(x).view(np.uint32)
+    return np.asarray(x, order="C").view(np.uint32)
 
 
 def assert_same_bits(actual: NDArray[Any], expected: NDArray[Any], what: object = "") -> None:
@@ -79,8 +82,8 @@ def _gaps(a: NDArray[Any]) -> NDArray[Any]:
     return view
 
 
-def _padded_rows(a: NDArray[Any], width: int | None = None) -> NDArray[Any]:
-    big = np.full((*a.shape[:-1], width or a.shape[-1] + 3), np.nan, dtype=a.dtype)
+def _padded_rows(a: NDArray[Any], width: int) -> NDArray[Any]:
+    big = np.full((*a.shape[:-1], width), np.nan, dtype=a.dtype)
     view = big[..., : a.shape[-1]]
     view[...] = a
     return view
@@ -95,10 +98,9 @@ def _rows_outermost(a: NDArray[Any]) -> NDArray[Any]:
     return np.moveaxis(np.ascontiguousarray(np.moveaxis(a, -2, 0)), 0, -2)
 
 
-def _at_byte(a: NDArray[Any], offset: int) -> NDArray[Any]:
-    buffer = np.empty(a.nbytes + 64, dtype=np.uint8)
-    start = -buffer.ctypes.data % 64 + offset
-    buffer = np.empty(a.nbytes + 128, dtype=np.uint8) if start + a.nbytes > buffer.size else buffer
+def at_byte(a: NDArray[Any], offset: int) -> NDArray[Any]:
+    """The same numbers, `offset` bytes behind the start of a cache line."""
+    buffer = np.empty(a.nbytes + 64 + offset, dtype=np.uint8)
     start = -buffer.ctypes.data % 64 + offset
     view = buffer[start : start + a.nbytes].view(a.dtype).reshape(a.shape)
     view[...] = a
@@ -115,12 +117,12 @@ MEMORY: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
     "contiguous": np.ascontiguousarray,
     "fortran": np.asfortranarray,
     "gaps on every axis": _gaps,
-    "padded rows": _padded_rows,
-    "rows 4096 bytes apart": lambda a: _padded_rows(a, 1024),
+    "padded rows": lambda a: _padded_rows(a, a.shape[-1] + 3),
+    "rows 4096 bytes apart": lambda a: _padded_rows(a, -(-a.shape[-1] // 1024) * 1024),
     "reversed": _reversed,
     "rows outermost": _rows_outermost,
-    "4 bytes off a cache line": lambda a: _at_byte(a, 4),
-    "unaligned": lambda a: _at_byte(a, 1),
+    "4 bytes off a cache line": lambda a: at_byte(a, 4),
+    "unaligned": lambda a: at_byte(a, 1),
     "other byte order": lambda a: a.astype(a.dtype.newbyteorder()),
     "read-only": _read_only,
 }

@@ -1,0 +1,154 @@
+"""No byte before or behind an array is read or written: every array ends at a page nobody may touch, then starts behind one.
+
+A wrong access is a SIGSEGV that ends the test run with the stack printed by faulthandler, so a crash cannot pass for a success.
+Sanitizers miss what masked vector loads and stores do; the memory management unit does not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import mmap
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import qkvc
+
+from .reference import reference
+from .support import ROOT, TOLERANCE, assert_close
+
+PAGE = mmap.PAGESIZE
+NO_ACCESS, READ_ONLY = 0, mmap.PROT_READ
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+class Guarded:
+    """Memory of whole pages with a page without access on both sides; inputs are read-only pages filled once with numbers."""
+
+    def __init__(self, nbytes: int, content: NDArray[Any] | None = None) -> None:
+        self.size = -(-nbytes // PAGE) * PAGE
+        self.map = mmap.mmap(-1, self.size + 2 * PAGE)
+        self.bytes = np.frombuffer(self.map, np.uint8)[PAGE : PAGE + self.size]
+        self.content = content
+        if content is not None:
+            self.bytes[:] = np.resize(content.view(np.uint8), self.size)
+            self._protect(self.bytes.ctypes.data, self.size, READ_ONLY)
+        for page in (self.bytes.ctypes.data - PAGE, self.bytes.ctypes.data + self.size):
+            self._protect(page, PAGE, NO_ACCESS)
+
+    @staticmethod
+    def _protect(address: int, size: int, access: int) -> None:
+        if libc.mprotect(address, size, access):
+            raise OSError(ctypes.get_errno(), "mprotect")
+
+    def place(self, shape: tuple[int, ...], dtype: Any, side: str) -> NDArray[Any]:
+        """An array right in front of the last guard page ("end") or right behind the first ("start")."""
+        nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        assert nbytes <= self.size
+        return self.bytes[self.size - nbytes if side == "end" else 0 :][:nbytes].view(dtype).reshape(shape)
+
+
+@pytest.fixture(scope="module")
+def arena() -> dict[str, Guarded]:
+    rng = np.random.default_rng(6)
+    numbers = rng.standard_normal(40_000, dtype=np.float32)
+    size = 4 * numbers.size
+    inputs = {name: Guarded(size, np.roll(numbers, n * 7919)) for n, name in enumerate(("query", "key", "value", "bias"))}
+    return {**inputs, "mask": Guarded(size, rng.random(size) < 0.7), "out": Guarded(size)}
+
+
+def check(arena: dict[str, Guarded], lengths: tuple[int, int], dims: tuple[int, int], heads: tuple[int, int], kind: str, side: str) -> None:
+    (h, kv), (l_q, l_k), (d, d_v) = heads, lengths, dims
+    q, k, v = (
+        arena[name].place(shape, np.float32, side)
+        for name, shape in (("query", (h, l_q, d)), ("key", (kv, l_k, d)), ("value", (kv, l_k, d_v)))
+    )
+    options: dict[str, Any] = {}
+    if kind in ("top-left", "bottom-right"):
+        options["causal"] = kind
+    elif kind == "mask":
+        options["mask"] = arena["mask"].place((h, l_q, l_k), np.bool_, side)
+    elif kind == "bias":
+        options["bias"] = arena["bias"].place((h, l_q, l_k), np.float32, side)
+    elif kind == "lengths":
+        options["key_lengths"] = l_k * 2 // 3
+    canary = arena["out"].bytes
+    canary[:] = 0xA5
+    out = arena["out"].place((h, l_q, d_v), np.float32, side)
+    qkvc.attention(q, k, v, out=out, **options)
+    what = f"{kind} {side} heads {heads} lengths {lengths} dims {dims}"
+    rest = canary[: canary.size - out.nbytes] if side == "end" else canary[out.nbytes :]
+    assert (rest == 0xA5).all(), f"{what}: written beside out"
+    assert_close(out, reference(q, k, v, **options).out, TOLERANCE["out"] * 4, what)
+
+
+L_Q, L_K, D, D_V = range(10), range(34), range(34), (*range(6), 7, 8, 9, 15, 16, 17)
+KINDS = ("plain", "top-left", "bottom-right", "mask", "bias", "lengths")
+
+
+@pytest.mark.parametrize("side", ["end", "start"])
+def test_small_shapes_sampled(isa: str, arena: dict[str, Guarded], rng: np.random.Generator, side: str) -> None:
+    for n in range(1800):
+        sizes = [int(rng.choice(x)) for x in (L_Q, L_K, D, D_V)]
+        heads = ((1, 1), (2, 1), (4, 2), (5, 1))[n % 4]
+        check(arena, (sizes[0], sizes[1]), (sizes[2], sizes[3]), heads, KINDS[n % len(KINDS)], side)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("side", ["end", "start"])
+@pytest.mark.parametrize("l_q", L_Q)
+def test_small_shapes_all(isa: str, arena: dict[str, Guarded], l_q: int, side: str) -> None:
+    kinds = itertools.cycle(KINDS)
+    for l_k, d, d_v in itertools.product(L_K, D, D_V):
+        check(arena, (l_q, l_k), (d, d_v), (1, 1), next(kinds), side)
+
+
+@pytest.mark.parametrize("side", ["end", "start"])
+def test_edges_of_tiles_and_blocks(isa: str, arena: dict[str, Guarded], side: str) -> None:
+    """Around 16 and 48 queries, 128 and 256 keys, and dimensions that fill registers exactly or by one more or less."""
+    cases = itertools.product((15, 16, 17, 47, 48, 49, 97), (1, 127, 128, 129, 257), ((8, 8), (31, 33), (64, 64), (65, 63)))
+    for n, (l_q, l_k, dims) in enumerate(cases):
+        check(arena, (l_q, l_k), dims, ((1, 1), (2, 1))[n % 2], KINDS[n % len(KINDS)], side)
+
+
+@pytest.mark.parametrize("side", ["end", "start"])
+def test_strided_rows_and_softmax(isa: str, arena: dict[str, Guarded], side: str) -> None:
+    """Columns, reversed rows and every second element: the last of them touches the guard page."""
+    for l_k, d in itertools.product((1, 5, 16, 33, 130), (1, 3, 8, 17)):
+        wide = [arena[name].place((l_k, 2 * d), np.float32, side) for name in ("query", "key", "value")]
+        views = [
+            [x[:, ::2] for x in wide],
+            [x[:, 1::2] for x in wide],
+            [x[::-1, d:] for x in wide],
+            [x.reshape(2 * d, l_k).T[:, :d] for x in wide],
+        ]
+        for n, (q, k, v) in enumerate(views):
+            assert_close(qkvc.attention(q, k, v), reference(q, k, v).out, TOLERANCE["out"] * 4, f"view {n} {side} {l_k} {d}")
+    for n in (*range(1, 70), 127, 128, 129, 1000):
+        x, out = arena["query"].place((3, n), np.float32, side), arena["out"].place((3, n), np.float32, side)
+        assert np.abs(qkvc.softmax(x, out=out).sum(-1) - 1).max() < 1e-5
+        assert np.isfinite(qkvc.logsumexp(x)).all()
+
+
+@pytest.mark.parametrize("offset", ["array.size", "-1"], ids=["behind", "before"])
+def test_the_guards_bite(offset: str) -> None:
+    """One read beside the array must end the process, or everything above is blind."""
+    code = f"""
+import ctypes, numpy as np
+from tests.test_guard_pages import Guarded
+memory = Guarded(4096, np.ones(1024, np.float32))
+array = memory.bytes
+print("before", flush=True)
+ctypes.string_at(array.ctypes.data + {offset}, 1)
+print("after", flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
+    assert "before" in done.stdout, done.stderr
+    assert "after" not in done.stdout
+    assert done.returncode == -11
