@@ -12,6 +12,7 @@ cdef extern from "kernels.h" nogil:
         const char *dtype
         int lanes
         int vecs
+        const Kernels *narrow
         void (*pack)(const void *const *rows, Py_ssize_t col, int cols, double scale, int vecs, void *panel) noexcept nogil
         void (*pack_mask)(const uint8_t *const *rows, Py_ssize_t col, int cols, int vecs, void *panel) noexcept nogil
         void (*scores)(const void *K, Py_ssize_t row, int D, const void *QT, const int *depth, int vecs, const void *V, Py_ssize_t V_row,

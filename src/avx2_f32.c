@@ -6,6 +6,7 @@
 #define REAL float
 #define DTYPE "float32"
 #define NAME "avx2"
+#define NARROW NULL
 #define TABLE qkvc_avx2_f32
 #include "vec_avx2.h"
 #include "kernels_body.h"

@@ -6,6 +6,7 @@
 #define REAL float
 #define DTYPE "float32"
 #define NAME "avx512"
+#define NARROW &qkvc_avx2_f32
 #define TABLE qkvc_avx512_f32
 #include "vec_avx512.h"
 #include "kernels_body.h"

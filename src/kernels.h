@@ -24,6 +24,7 @@ struct qkvc_kernels {
     const char *dtype; /* "float32" */
     int lanes;         /* queries per vector */
     int vecs;          /* most vectors per tile; tile = lanes * vecs */
+    const struct qkvc_kernels *narrow; /* a set with the same bits and half the lanes, for when these would lie empty; or NULL */
 
     /* panel[c][lane] = rows[lane][c * col] * scale for c < cols.  rows has vecs * lanes pointers, all of them readable. */
     void (*pack)(const void *const *rows, ptrdiff_t col, int cols, double scale, int vecs, void *panel);
@@ -31,8 +32,8 @@ struct qkvc_kernels {
     /* panel[c][lane] = rows[lane][c * col] ? 0 : -inf */
     void (*pack_mask)(const uint8_t *const *rows, ptrdiff_t col, int cols, int vecs, void *panel);
 
-    /* S[j][lane] = sum over d of K[j * row + d] * QT[d][lane], for j < depth[v].  Meanwhile row j of V, V_row apart and Dv long, is
-     * fetched towards L2: `values` reads it next, in strips that no hardware prefetcher follows. */
+    /* S[j][lane] = sum over d of K[j * row + d] * QT[d][lane], for j < depth[v].  Meanwhile the next rows of K and row
+     * j of V, V_row apart and Dv long, are fetched towards L2: `values` reads V in strips that no hardware prefetcher follows. */
     void (*scores)(const void *K, ptrdiff_t row, int D, const void *QT, const int *depth, int vecs, const void *V, ptrdiff_t V_row, int Dv,
                    void *S);
 

@@ -4,6 +4,7 @@
 #define REAL float
 #define DTYPE "float32"
 #define NAME "portable"
+#define NARROW NULL
 #define TABLE qkvc_portable_f32
 #include "vec_portable.h"
 #include "kernels_body.h"

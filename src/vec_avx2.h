@@ -6,7 +6,7 @@
 #define VREGS 16
 #define VECS 3
 #define ROWS 4
-#define ROWS_1 8
+#define ROWS_1 8 /* with one vector: 8 chains hide the FMA's latency of 4 at two a cycle */
 
 typedef __m256 vec;
 typedef __m256 vmask;
@@ -36,6 +36,7 @@ static INLINE vec v_sub(vec a, vec b) { return _mm256_sub_ps(a, b); }
 static INLINE vec v_mul(vec a, vec b) { return _mm256_mul_ps(a, b); }
 static INLINE vec v_div(vec a, vec b) { return _mm256_div_ps(a, b); }
 static INLINE vec v_fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
+#define v_fma_once v_fma
 static INLINE vec v_max(vec a, vec b) { return _mm256_max_ps(a, b); } /* b if either is NaN */
 
 static INLINE vmask v_lt(vec a, vec b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }

@@ -6,7 +6,7 @@
 #define VREGS 32
 #define VECS 3
 #define ROWS 8
-#define ROWS_1 16 /* with one vector there is room for more rows: 16 chains hide the FMA's latency of 4 */
+#define ROWS_1 8 /* with one vector; 8 chains are twice what the FMA's latency of 4 needs */
 
 typedef __m512 vec;
 typedef __mmask16 vmask;
@@ -26,6 +26,7 @@ static INLINE vec v_sub(vec a, vec b) { return _mm512_sub_ps(a, b); }
 static INLINE vec v_mul(vec a, vec b) { return _mm512_mul_ps(a, b); }
 static INLINE vec v_div(vec a, vec b) { return _mm512_div_ps(a, b); }
 static INLINE vec v_fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
+#define v_fma_once v_fma
 static INLINE vec v_max(vec a, vec b) { return _mm512_max_ps(a, b); } /* b if either is NaN */
 
 static INLINE vmask v_lt(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }

