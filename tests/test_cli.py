@@ -21,7 +21,8 @@ from .support import run_child
 
 def run(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "qkvc", *arguments]
-    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    env = {**os.environ, "PYTHONUNBUFFERED": ""}  # buffered as for a user, whatever the surroundings say
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60, check=False, env=env)
 
 
 @pytest.mark.parametrize(
