@@ -131,7 +131,7 @@ MEMORY: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
 # --- refused calls ---------------------------------------------------------------------------------------------------------------------
 
 
-def assert_refused(call: Callable[[], object], exception: type[Exception], *words: str) -> str:
+def assert_refused(call: Callable[[], object], exception: type[Exception] | tuple[type[Exception], ...], *words: str) -> str:
     """The call raises exactly this kind of error, in one readable line that has every one of the words (case apart)."""
     with pytest.raises(exception) as caught:
         call()
