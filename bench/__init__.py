@@ -1,0 +1,1 @@
+"""Speed and error of qkvc beside its rivals; README.md says how."""

@@ -1,0 +1,168 @@
+"""Timing: which form of each contestant is its best, and rounds in which all take turns."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import repeat
+from time import perf_counter, process_time, sleep
+
+import numpy as np
+
+from qkvc import _kernels
+
+from .cases import Case, Floats, Problem
+from .results import CaseResult, Contestant
+from .rivals import CannotExpress, Form, Rival
+
+# float32 implementations differ from float64 by about 1e-6 on these inputs, half precision in disguise by 1e-3.
+TOLERANCE = 1e-4
+READ_BYTES = 1 << 27  # several times the last cache of most machines
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure."""
+
+    threads: int
+    rounds: int
+    seconds: float = 0.06  # per contestant and round, or one call where that takes longer
+
+
+def settle(longest: float = 0.1) -> None:
+    """Wait until the thread pools of the contestant before have stopped spinning.
+
+    They keep their cores busy for 5 ms (libgomp) to 20 ms (onnxruntime, OpenBLAS) after a call, which the next in turn would pay for.
+    """
+    end = perf_counter() + longest
+    while perf_counter() < end:
+        wall, cpu = perf_counter(), process_time()
+        sleep(0.002)
+        if process_time() - cpu < 0.1 * (perf_counter() - wall):
+            return
+
+
+def time_calls(form: Form, calls: int) -> float:
+    """Mean seconds of one of `calls` calls in a row; before them an uncounted one wakes the threads, unless calls are long."""
+    settle()
+    with form.setting():
+        if calls > 1:
+            form.call()
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            start = perf_counter()
+            for _ in repeat(None, calls):
+                form.call()
+            return (perf_counter() - start) / calls
+        finally:
+            if collecting:
+                gc.enable()
+
+
+def error_of(form: Form, problem: Problem) -> float:
+    """Largest deviation from float64, NaN if there is one anywhere or if the shape is another."""
+    with form.setting():
+        result = form.result(form.call())
+    if result.shape != problem.reference.shape:
+        return float("nan")
+    return float(np.max(np.abs(result - problem.reference)))
+
+
+def prepare(name: str, rival: Rival, problem: Problem, effort: Effort) -> tuple[Contestant, Form | None]:
+    """Try all forms of a contestant and keep the fastest of those that are right.
+
+    Raises
+    ------
+    ImportError
+        It is not installed.
+    """
+    allowed = TOLERANCE * float(np.max(np.abs(problem.reference)))
+    best: tuple[float, Contestant, Form] | None = None
+    rejected = Contestant(name, "cannot", "it offers no form of this")
+    forms = rival(problem, effort.threads)
+    while True:
+        label = ""
+        try:
+            form = next(forms)
+            label = form.name
+            error = error_of(form, problem)
+            if not error <= allowed:
+                why = f"{label}: " + (
+                    f"off by {error:.1e}, allowed {allowed:.1e}" if np.isfinite(error) else "not finite, or of another shape"
+                )
+                rejected = Contestant(name, "wrong", why, label, error if np.isfinite(error) else None)
+                continue
+            calls = max(1, min(3, int(0.2 / max(time_calls(form, 1), 1e-9))))
+            seconds = min(time_calls(form, 1) for _ in range(calls))
+        except StopIteration:
+            break
+        except ImportError:
+            raise
+        except CannotExpress as reason:
+            rejected = Contestant(name, "cannot", str(reason))
+        except Exception as problem_of_rival:  # a rival may raise anything; it is reported, and the others go on
+            if rejected.status != "wrong":
+                message = " ".join(str(problem_of_rival).split())[:200]
+                rejected = Contestant(name, "failed", f"{label or 'preparing'}: {type(problem_of_rival).__name__}: {message}")
+        else:
+            if best is None or seconds < best[0]:
+                best = (seconds, Contestant(name, "timed", "", label, error), form)
+    if best is None:
+        return rejected, None
+    seconds, contestant, form = best
+    contestant.calls = max(1, round(effort.seconds / seconds))
+    return contestant, form
+
+
+def read_bandwidth(buffer: Floats, threads: int) -> float:
+    """GB/s at which `threads` threads read memory: the maximum of a large array, in parts."""
+    parts = np.array_split(buffer, 4 * threads)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(np.max, parts[:threads]))  # starts the threads
+        start = perf_counter()
+        list(pool.map(np.max, parts))
+        return buffer.nbytes / 1e9 / (perf_counter() - start)
+
+
+def measure(case: Case, entrants: Mapping[str, Rival], effort: Effort, absent: dict[str, str], buffer: Floats) -> CaseResult:
+    """Time every entrant on one case, in rounds whose order rotates; who is not installed is put into `absent`."""
+    problem = Problem(case)
+    result = CaseResult(case, problem.flops, [])
+    turns: list[Callable[[], None]] = []
+    for name, rival in entrants.items():
+        if name in absent:
+            continue
+        try:
+            contestant, form = prepare(name, rival, problem, effort)
+        except ImportError as error:
+            absent[name] = str(error)
+            continue
+        result.contestants.append(contestant)
+        if form is not None:
+            turns.append(partial(take_turn, form, contestant))
+
+    def roofs() -> None:
+        settle()
+        result.peak.append(_kernels.fma_peak(effort.threads, 0.02))
+        result.read.append(read_bandwidth(buffer, effort.threads))
+
+    turns.append(roofs)
+    for round_ in range(effort.rounds):
+        for turn in rotated(turns, round_):
+            turn()
+    return result
+
+
+def take_turn(form: Form, contestant: Contestant) -> None:
+    """Add a sample."""
+    contestant.seconds.append(time_calls(form, contestant.calls))
+
+
+def rotated(turns: list[Callable[[], None]], by: int) -> Iterable[Callable[[], None]]:
+    """The same turns, another one first."""
+    start = by % len(turns)
+    return turns[start:] + turns[:start]

@@ -1,0 +1,153 @@
+"""A result as a table, on the terminal or between two markers of a README, losses included."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from .results import CaseResult, Contestant, Estimate, Result
+
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+
+
+def figure(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.{1 if value >= 10 else 2}f}"
+
+
+def interval(ratio: Estimate) -> str:
+    return f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{figure(min(values))} to {figure(max(values))}"
+
+
+def _speed(result: CaseResult, contestant: Contestant | None) -> str:
+    if contestant is None:
+        return "-"
+    if not contestant.timed:
+        return contestant.status
+    unit = result.case.unit
+    return figure(result.rate(contestant)) + (f" {unit}" if unit != "GFLOP/s" else "")
+
+
+def _error(contestant: Contestant | None) -> str:
+    return "-" if contestant is None or contestant.error is None else f"{contestant.error:.1e}"
+
+
+def comparison(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows: the first subject beside the best rival."""
+    subject = result.subjects[0]
+    rows = []
+    for case in result.cases:
+        our, rival = case.named(subject), case.best_rival(result.subjects)
+        speed, ratio = _speed(case, our), "-"
+        if our is not None and our.timed:
+            speed += f" ({case.share(our):.0%})" if case.case.unit != "µs" else ""
+            ratio = interval(case.ratio(our, rival)) if rival else "-"
+        rows.append([case.case.name, speed, rival.name if rival else "-", ratio, _error(our), _error(rival)])
+    return ["case", f"{subject} (of peak)", "best rival", "times faster [95 %]", "error", "rival's"], rows
+
+
+def speeds(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows: everyone but the first subject."""
+    names = [*result.subjects[1:], *result.rivals]
+    return ["case", *names], [[case.case.name, *(_speed(case, case.named(name)) for name in names)] for case in result.cases]
+
+
+def notes(result: Result) -> list[str]:
+    """What the table needs to be read: units, machine, and why a cell has a word instead of a number."""
+    machine = "; ".join(result.machine.values())
+    peak = [x for case in result.cases for x in case.peak]
+    read = [x for case in result.cases for x in case.read]
+    roofs = f"; FMA peak {_range(peak)} GFLOP/s, read {_range(read)} GB/s" if peak and read else ""
+    threads = f"{result.threads} thread{'s' * (result.threads > 1)}"
+    lines = [
+        "Cases are batch x heads x length x width, float32.  Speeds are GFLOP/s of useful work (masked pairs do not count) with the "
+        "share of the FMA peak; GB/s with the share of the read bandwidth where a single query reads a cache; µs for calls too small "
+        "for either.",
+        "Times faster: the best rival's time over ours, median over the rounds; above 1 is a win, below 1 a loss.",
+        f"{machine}; {threads}, {result.kernels} kernels, {result.rounds} interleaved rounds, {result.date}{roofs}.",
+        "Versions: " + ", ".join(f"{name} {version}" for name, version in result.versions.items()) + ".",
+    ]
+    if result.rounds < 6:
+        lines.append(f"{result.rounds} rounds cannot give a 95 % interval: the whole range is shown instead.")
+    lines += [f"{name}: not installed ({why})." for name, why in result.absent.items()]
+    return lines + [f"{x.name} on {case.case.name}: {x.status}: {x.why}." for case in result.cases for x in case.contestants if not x.timed]
+
+
+def goals(result: Result) -> list[tuple[str, bool]]:
+    """Every promise about the cases measured, with what came out, and whether it was kept.
+
+    "Never slower" is broken only where the interval says so; a promised factor is compared with the median.
+    """
+    lines: list[tuple[str, bool]] = []
+    for case in result.cases:
+        goal, name = case.case.goal, case.case.name
+        our, rival = case.named(result.subjects[0]), case.best_rival(result.subjects)
+        if our is None or not our.timed:
+            lines.append((f"{name}: {our.status if our else 'no'} result: {our.why if our else ''}", False))
+            continue
+        if rival:
+            ratio = case.ratio(our, rival)
+            lines.append((f"{name}: {interval(ratio)} times faster than {rival.name}; never slower", ratio.high >= 1))
+            if goal.ratio:
+                lines.append(
+                    (f"{name}: {ratio.median:.2f} times faster than {rival.name}; promised {goal.ratio:.2f}", ratio.median >= goal.ratio)
+                )
+        if goal.peak:
+            lines.append((f"{name}: {case.share(our):.1%} of the FMA peak; promised {goal.peak:.0%}", case.share(our) >= goal.peak))
+        torch = case.named("torch")
+        if goal.torch_time and torch and torch.timed:
+            part = 1 / case.ratio(our, torch).median
+            lines.append((f"{name}: {part:.2f} of torch's time; promised {goal.torch_time:.2f}", part <= goal.torch_time))
+    return lines
+
+
+def markdown(result: Result) -> str:
+    """One table of everything, and its notes; padded, so that it also reads well as plain text."""
+    (columns, rows), (names, others) = comparison(result), speeds(result)
+    lines = [columns[:4] + names[1:] + columns[4:], *(row[:4] + other[1:] + row[4:] for row, other in zip(rows, others, strict=True))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [f"| {line[0]:<{widths[0]}} | " + " | ".join(map(str.rjust, line[1:], widths[1:])) + " |" for line in lines]
+    text.insert(1, f"|{'-' * (widths[0] + 2)}|" + "".join(f"{'-' * (width + 1)}:|" for width in widths[1:]))
+    return "\n".join(text) + "\n\n" + "\n".join(f"- {line}" for line in notes(result)) + "\n"
+
+
+def insert(readme: Path, text: str) -> None:
+    """Replace what stands between the markers.
+
+    Raises
+    ------
+    ValueError
+        The file does not have each marker once, in order.
+    """
+    old = readme.read_text(encoding="utf-8")
+    if old.count(BEGIN) != 1 or old.count(END) != 1 or old.index(BEGIN) > old.index(END):
+        raise ValueError(f"{readme} must contain {BEGIN} and, after it, {END}, once each")
+    head, tail = old[: old.index(BEGIN)], old[old.index(END) :]
+    readme.write_text(f"{head}{BEGIN}\n{text}{tail}", encoding="utf-8")
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    """`report RESULT.json`: print the table, put it into a README, draw the picture."""
+    parser = argparse.ArgumentParser(prog=f"{prog} report", description="Turn a saved result into a table.")
+    parser.add_argument("result", type=Path, help="what --json wrote")
+    parser.add_argument("--readme", type=Path, help="the file with the two markers, instead of the standard output")
+    parser.add_argument("--picture", type=Path, help="also draw the roofline")
+    options = parser.parse_args(argv)
+    try:
+        result = Result.load(options.result)
+        if options.readme:
+            insert(options.readme, markdown(result))
+        else:
+            print(markdown(result), end="")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+    if options.picture:
+        from .picture import roofline
+
+        roofline(result, options.picture)
+    return 0

@@ -1,0 +1,230 @@
+"""The program: `python -m bench`, `qkvc bench`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+import qkvc
+from qkvc._console import table as print_table
+
+from . import report
+from .cases import ALIGNMENTS, CASES, Case, select
+from .measure import READ_BYTES, Effort, measure
+from .results import Result
+from .rivals import RIVALS, Rival, ours
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Speed and error of qkvc beside every installed rival, measured in turns.",
+        epilog=f"`{prog} report RESULT.json` turns a saved result into a table.",
+    )
+    what = parser.add_argument_group("cases")
+    what.add_argument("--quick", action="store_true", help="a few cases, half a minute")
+    what.add_argument("--cases", nargs="+", metavar="PATTERN", help="names or kinds, `*` allowed: 8x12*, encoder")
+    what.add_argument("--list", action="store_true", help="print names and kinds, measure nothing")
+    what.add_argument("--shape", metavar="BxHxLxD", help="one case of your own instead")
+    what.add_argument("--kv", type=int, default=0, metavar="L", help="its number of keys, if another than of queries")
+    what.add_argument("--kv-heads", type=int, default=0, metavar="H", help="its number of key heads, if fewer than query heads")
+    what.add_argument("--v-dim", type=int, default=0, metavar="D", help="its width of values, if another than of keys")
+    what.add_argument("--causal", nargs="?", const="top-left", default="", choices=ALIGNMENTS)
+    what.add_argument("--mask", default="", choices=("padding", "window", "bias"))
+    what.add_argument("--layout", default="bhld", choices=("bhld", "blhd"))
+    how = parser.add_argument_group("measuring")
+    how.add_argument("--rivals", metavar="NAMES", help=f"with commas, from {','.join(RIVALS)}; none for no rival")
+    how.add_argument("--isa", metavar="NAMES", help=f"kernel sets to compare, with commas, from {','.join(qkvc.kernels())}")
+    how.add_argument("--threads", type=int, default=qkvc.get_num_threads(), metavar="N", help="of everyone (default: %(default)s)")
+    how.add_argument("--rounds", type=int, metavar="N", help="default: 11, with --quick 7; 6 is the least for a 95 %% interval")
+    out = parser.add_argument_group("results")
+    out.add_argument("--json", type=Path, metavar="PATH", help="write all samples, after every case")
+    out.add_argument("--picture", type=Path, metavar="PATH", help="draw the roofline, a PNG")
+    out.add_argument("--check", action="store_true", help="print the promises, and exit 1 if one is not kept")
+    return parser
+
+
+def _cases(options: argparse.Namespace) -> list[Case]:
+    if options.shape:
+        try:
+            batch, heads, queries, dim = (int(n) for n in options.shape.split("x"))
+        except ValueError:
+            raise ValueError(f"--shape: expected four numbers as in 2x8x300x64, got {options.shape!r}") from None
+        more = {"kv_heads": options.kv_heads, "keys": options.kv, "v_dim": options.v_dim}
+        return [Case(batch, heads, queries, dim, **more, causal=options.causal, mask=options.mask, layout=options.layout)]
+    if any((options.kv, options.kv_heads, options.v_dim, options.causal, options.mask, options.layout != "bhld")):
+        raise ValueError("--kv, --kv-heads, --v-dim, --causal, --mask and --layout describe a --shape, which is missing")
+    chosen = select(options.cases, options.quick)
+    if not chosen:
+        raise ValueError(f"--cases: nothing is called {' or '.join(options.cases)}; --list shows the names")
+    return list(chosen)
+
+
+def _names(text: str | None, known: Sequence[str], option: str) -> list[str]:
+    names = list(known) if text is None else [name for name in text.split(",") if name not in ("", "none")]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{option}: expected some of {', '.join(known)}, got {name!r}")
+    return names
+
+
+def _entrants(options: argparse.Namespace) -> tuple[list[str], dict[str, Rival]]:
+    """Who takes part: the subjects' names, and all contestants with the subjects first."""
+    if options.isa is None:
+        subjects: dict[str, Rival] = {"qkvc": ours}
+    else:
+        subjects = {f"qkvc {isa}": partial(ours, isa=isa) for isa in _names(options.isa, qkvc.kernels(), "--isa")}
+        if not subjects:
+            raise ValueError("--isa: no kernel set is named")
+    rivals = _names(options.rivals, list(RIVALS), "--rivals")
+    return list(subjects), {**subjects, **{name: RIVALS[name] for name in rivals}}
+
+
+@contextmanager
+def _only(threads: int) -> Iterator[None]:
+    """Keep this process to as many CPUs as it may use threads: JAX knows no other limit, and it holds for all alike."""
+    if not hasattr(os, "sched_getaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    if threads > len(before):
+        raise ValueError(f"--threads: {threads} threads on {len(before)} CPUs measure the scheduler")
+    os.sched_setaffinity(0, sorted(before)[:threads])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[str], None]]:
+    """A function that announces the next case on the standard error, as a bar where there is a terminal and rich."""
+    done = -1
+
+    def line(text: str) -> None:
+        nonlocal done
+        done += 1
+        print(f"[{done + 1}/{total}] {text}", file=sys.stderr, flush=True)
+
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    except ModuleNotFoundError:
+        yield line
+        return
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield line
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=total)
+
+        def advance(text: str) -> None:
+            nonlocal done
+            done += 1
+            bar.update(task, completed=done, description=text)
+
+        yield advance
+
+
+def _machine() -> dict[str, str]:
+    """What the numbers belong to; nothing that tells whose machine it is."""
+    name = platform.processor() or platform.machine()
+    try:
+        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        name = next(line.split(":", 1)[1].strip() for line in cpuinfo.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):  # no Linux, or an architecture that lists no name
+        pass
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"cpu": name, "cores": f"{cpus} CPUs", "system": f"{platform.system()} {platform.machine()}"}
+
+
+def _versions(names: Sequence[str]) -> dict[str, str]:
+    versions = {"qkvc": qkvc.__version__, "python": platform.python_version(), "numpy": np.__version__}
+    for name in names:
+        if name in RIVALS:
+            try:
+                versions[name] = version(name)
+            except PackageNotFoundError:  # the list of absent rivals says so
+                continue
+    return versions
+
+
+def _show(result: Result, check: bool) -> int:
+    """Print the tables and what they need; 1 if the subject was wrong, or with `check` if a promise was not kept."""
+    if sys.stdout.isatty():
+        print_table("Beside the best rival", *report.comparison(result))
+        print_table("Everyone else", *report.speeds(result))
+        print("\n".join(report.notes(result)))
+    else:
+        print(report.markdown(result), end="")
+    failed = any(case.contestants[0].name in result.subjects and not case.contestants[0].timed for case in result.cases)
+    if check:
+        promises = report.goals(result)
+        print("\n" + "\n".join(f"{'kept  ' if kept else 'BROKEN'}  {line}" for line, kept in promises))
+        failed = failed or not all(kept for _, kept in promises)
+    return int(failed)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, save.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments, `sys.argv[1:]` by default.
+
+    Returns
+    -------
+    int
+        0; 1 if qkvc was wrong or, with --check, broke a promise; 2 for misuse (from argparse); 130 when interrupted, after the
+        cases that were finished have been shown.
+    """
+    prog = "python -m bench" if __package__ == "bench" else "qkvc bench"
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["report"]:
+        return report.main(arguments[1:], prog)
+    parser = _parser(prog)
+    options = parser.parse_args(arguments)
+    if options.list:
+        print_table("Cases", ["name", "kind"], [[case.name, case.kind] for case in CASES])
+        return 0
+    rounds = options.rounds or (7 if options.quick else 11)
+    effort = Effort(options.threads, rounds, 0.03 if options.quick else 0.06)
+    interrupted = False
+    try:
+        if min(options.threads, rounds) < 1:
+            raise ValueError("--threads and --rounds: at least 1")
+        cases = _cases(options)
+        subjects, entrants = _entrants(options)
+        date = datetime.now(timezone.utc).strftime("%Y-%m-%d")
+        result = Result(date, _machine(), _versions(list(entrants)), qkvc.kernels()[0], options.threads, rounds, subjects, {})
+        with _only(options.threads), _progress(len(cases)) as announce:
+            buffer = np.ones(READ_BYTES // 4, np.float32)
+            try:
+                for case in cases:
+                    announce(case.name)
+                    result.cases.append(measure(case, entrants, effort, result.absent, buffer))
+                    if options.json:
+                        result.save(options.json)
+            except KeyboardInterrupt:
+                interrupted = True
+    except ValueError as error:
+        parser.error(str(error))
+    failed = _show(result, options.check) if result.cases else 0
+    if options.picture and result.cases:
+        from .picture import roofline
+
+        roofline(result, options.picture)
+    return 130 if interrupted else failed
