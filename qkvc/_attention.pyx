@@ -4,10 +4,9 @@ FlashAttention-2 (Dao 2023, algorithm 1) with the queries of a tile in the vecto
 a time and stay in L1, so memory does not grow with the length.  docs/arithmetic.md fixes the order of every sum.
 """
 
-from cpython.exc cimport PyErr_CheckSignals
 from libc.math cimport INFINITY, NAN, log2
-from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
-from libc.stdlib cimport free, malloc
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
@@ -18,15 +17,20 @@ import numpy as np
 from qkvc._kernels cimport QKVC_BLOCK, QKVC_MAX_VECS, Kernels, kernels_in_use, run
 from qkvc._plan cimport Plan, Problem, View, make_plan
 
+cdef extern from "stdlib.h" nogil:
+    void *aligned_alloc(size_t alignment, size_t size)
+
 cdef extern from "fpenv.h" nogil:
     uint64_t qkvc_fp_enter()
     void qkvc_fp_leave(uint64_t before)
 
 cdef extern from *:
     """
+    static void *qkvc_swap(void **slot, void *mine) { return __atomic_exchange_n(slot, mine, __ATOMIC_ACQ_REL); }
     static int qkvc_signals(void) { return PyErr_CheckSignals(); }
     static int qkvc_pending(void) { return PyErr_Occurred() ? -1 : 0; }
     """
+    void *qkvc_swap(void **slot, void *mine) nogil
     int qkvc_signals()            # -1: a Python signal handler raised, and the exception is set
     int qkvc_pending() except -1  # raises what qkvc_signals left set
 
@@ -385,6 +389,27 @@ cdef void carve(const Problem *p, char *memory) noexcept nogil:
     s.V = <float *>memory
 
 
+# One piece of scratch is kept between calls: fresh pages would cost a small call more than its arithmetic.  Who finds it takes it; others
+# allocate.  Its first 64 bytes hold its size.
+cdef void *spare = NULL
+
+
+cdef char *take_memory(size_t bytes) noexcept nogil:
+    """64-byte aligned, or NULL."""
+    cdef char *memory = <char *>qkvc_swap(&spare, NULL)
+    if memory != NULL and (<size_t *>memory)[0] >= bytes:
+        return memory
+    free(memory)
+    memory = <char *>aligned_alloc(64, padded(bytes + 64))
+    if memory != NULL:
+        (<size_t *>memory)[0] = bytes
+    return memory
+
+
+cdef void return_memory(char *memory) noexcept nogil:
+    free(qkvc_swap(&spare, memory))
+
+
 cdef int execute(Plan plan) except -1:
     cdef const Problem *p = &plan.problem
     cdef Py_ssize_t tasks = p.batch * p.kv_heads * p.tiles
@@ -395,10 +420,10 @@ cdef int execute(Plan plan) except -1:
         return 0
     job.problem = p
     job.per_worker = scratch_bytes(p)
-    memory = <char *>malloc(workers * job.per_worker + 64)
+    memory = take_memory(workers * job.per_worker)
     if memory == NULL:
         raise MemoryError(f"attention: {workers * job.per_worker} bytes of scratch")
-    job.memory = memory + (64 - <uintptr_t>memory % 64)
+    job.memory = memory + 64
     job.cancelled = False
     job.pollable = 4.0 * p.batch * p.heads * p.Lq * p.Lk * (p.D + p.Dv) > 1e9 and get_ident() == main_thread().ident
     job.polled = now_ns() if job.pollable else 0
@@ -406,7 +431,7 @@ cdef int execute(Plan plan) except -1:
         for i in range(workers):
             carve(p, job.memory + i * job.per_worker)
         run(attend, idle, &job, tasks, p.threads)
-        free(memory)
+        return_memory(memory)
     if job.cancelled:
         qkvc_pending()
     return 0

@@ -24,8 +24,8 @@ cdef enum:
 # A call takes as many threads as it has this much work for: a wake costs 5 to 10 us, which is about 0.5 MFLOP of one core.
 cdef double FLOPS_PER_THREAD = 0.5e6
 
-# Kernels of half the lanes run at 95 % of the speed; they win when they leave fewer lanes empty than that (1.1 to 1.4 at 1, 20, 40 queries).
-cdef double NARROW_PAYS = 0.95
+# Kernels of half the lanes run at 88 % of the speed; they win when they leave fewer lanes empty than that.
+cdef double NARROW_PAYS = 0.88
 
 # Rows this many bytes apart (or a multiple) fall into few sets of a 32 KB, 8-way L1, so a key block of them is copied first.
 cdef Py_ssize_t ALIASING_STRIDE = 4096

@@ -59,9 +59,16 @@ def scaled_dot_product_attention(
         raise ValueError(bad("attn_mask", "None beside is_causal=True, as in torch", "both"))
     if not enable_gqa and _heads(query, 3) != _heads(key, 3):
         raise ValueError(bad("key", f"the query's {_heads(query, 3)} heads, or enable_gqa=True", f"{_heads(key, 3)} heads"))
-    mask, bias = attn_mask, None
-    if attn_mask is not None and np.asarray(attn_mask).dtype != np.bool_:
-        mask, bias = None, attn_mask
+    mask: Any = None
+    bias: Any = None
+    if attn_mask is not None:
+        dtype = np.asarray(attn_mask).dtype
+        if dtype == np.bool_:
+            mask = attn_mask
+        elif dtype.kind == "f" or dtype.name == "bfloat16":
+            bias = attn_mask
+        else:
+            raise TypeError(bad("attn_mask", "bool (True where a query may attend) or float (added to the scores)", str(dtype)))
     causal = "top-left" if is_causal else False
     return attend_arrays(query, key, value, mask, bias, causal, None, None, scale, "bhld", None, None, False)
 

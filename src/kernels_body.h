@@ -12,10 +12,11 @@
 #include "kernels.h"
 
 #define TILE (VECS * LANES)
+enum { SEGMENT = 16 };
 #define UNROLL _Pragma("GCC unroll 32")
 
 _Static_assert(ROWS * VECS + VECS + 1 <= VREGS && ROWS_1 + 2 <= VREGS, "the tile spills");
-_Static_assert(VECS <= QKVC_MAX_VECS && (ROWS == 8 || ROWS == 4) && (ROWS_1 == 8 || ROWS_1 == 4), "COVER expects these");
+_Static_assert(VECS <= QKVC_MAX_VECS && ROWS == 4 && (ROWS_1 == 8 || ROWS_1 == 4), "COVER expects these");
 
 static const REAL INFINITE = (REAL)__builtin_huge_val(), LARGEST = __FLT_MAX__;
 
@@ -69,38 +70,49 @@ static INLINE void product_range(const int rows, const int first, const int vecs
     }
 }
 
-/* acc[i][v] = sum over k < depth[v] of A[i * rs + k * cs] * B[k][v]: one chain per number, k ascending, from zero.  depth ascends with v,
- * so the vectors drop out from the left.  rows and vecs are constants where this is inlined. */
+static INLINE int least(int a, int b) { return a < b ? a : b; }
+
+/* sum[i][v] = sum over k < depth[v] of A[i * rs + k * cs] * B[k][v]: one chain of FMAs from zero for every SEGMENT of k, the chains added
+ * in ascending order.  One chain for all of k would be half as accurate; the chains' sums wait in registers, or on the stack where registers are few, outside the loop.
+ * depth ascends with v, so the vectors drop out from the left.  rows and vecs are constants where this is inlined. */
 static INLINE void product(const int rows, const int vecs, const REAL *A, ptrdiff_t rs, ptrdiff_t cs, const REAL *B, const int *depth,
-                           vec acc[][VECS])
+                           vec sum[][VECS])
 {
     UNROLL for (int i = 0; i < rows; ++i)
-        UNROLL for (int v = 0; v < vecs; ++v) acc[i][v] = v_set1(0);
-    product_range(rows, 0, vecs, A, rs, cs, B, 0, depth[0], acc);
-    if (vecs > 1 && depth[1] > depth[0]) product_range(rows, 1, vecs, A, rs, cs, B, depth[0], depth[1], acc);
-    if (vecs > 2 && depth[2] > depth[1]) product_range(rows, 2, vecs, A, rs, cs, B, depth[1], depth[2], acc);
+        UNROLL for (int v = 0; v < vecs; ++v) sum[i][v] = v_set1(0);
+    for (int k = 0; k < depth[vecs - 1]; k += SEGMENT) {
+        const int end = k + SEGMENT;
+        vec acc[ROWS_1][VECS];
+        UNROLL for (int i = 0; i < rows; ++i)
+            UNROLL for (int v = 0; v < vecs; ++v) acc[i][v] = v_set1(0);
+        product_range(rows, 0, vecs, A, rs, cs, B, k, least(depth[0], end), acc);
+        if (vecs > 1 && depth[1] > depth[0]) product_range(rows, 1, vecs, A, rs, cs, B, k > depth[0] ? k : depth[0], least(depth[1], end), acc);
+        if (vecs > 2 && depth[2] > depth[1]) product_range(rows, 2, vecs, A, rs, cs, B, k > depth[1] ? k : depth[1], least(depth[2], end), acc);
+        UNROLL for (int i = 0; i < rows; ++i)
+            UNROLL for (int v = 0; v < vecs; ++v) sum[i][v] = v_add(sum[i][v], acc[i][v]);
+    }
 }
 
 /* S[i][v] = K[i] . Q[v] */
 static INLINE void scores_tile(const int rows, const int vecs, const REAL *K, ptrdiff_t row, int D, const REAL *QT, REAL *S)
 {
-    vec acc[ROWS_1][VECS];
-    product(rows, vecs, K, row, 1, QT, (const int[]){D, D, D}, acc);
+    vec sum[ROWS_1][VECS];
+    product(rows, vecs, K, row, 1, QT, (const int[]){D, D, D}, sum);
     UNROLL for (int i = 0; i < rows; ++i)
-        UNROLL for (int v = 0; v < vecs; ++v) v_store(S + i * TILE + v * LANES, acc[i][v]);
+        UNROLL for (int v = 0; v < vecs; ++v) v_store(S + i * TILE + v * LANES, sum[i][v]);
 }
 
 /* O[i][v] = alpha * O + beta * (V[:, i] . P[v]) */
 static INLINE void values_tile(const int rows, const int vecs, const REAL *V, ptrdiff_t row, const REAL *P, const int *depth,
                                const REAL *alpha, const REAL *beta, REAL *O)
 {
-    vec acc[ROWS_1][VECS];
-    product(rows, vecs, V, 1, row, P, depth, acc);
+    vec sum[ROWS_1][VECS];
+    product(rows, vecs, V, 1, row, P, depth, sum);
     UNROLL for (int v = 0; v < vecs; ++v) {
         vec a = v_load(alpha + v * LANES), b = v_load(beta + v * LANES);
         UNROLL for (int i = 0; i < rows; ++i) {
             REAL *o = O + i * TILE + v * LANES;
-            v_store(o, v_fma(b, acc[i][v], v_mul(a, v_load(o))));
+            v_store(o, v_fma(b, sum[i][v], v_mul(a, v_load(o))));
         }
     }
 }
@@ -132,7 +144,7 @@ static INLINE void values_tile(const int rows, const int vecs, const REAL *V, pt
 /* Rows that will be read soon, towards L2.  Value rows, because `values` reads them in strips that no hardware prefetcher follows (64
  * queries against 1500 keys: 61 -> 75 % of the FMA peak).  Key rows only in tiles that are not full, which compute for too short a time
  * to hide them (75 -> 79 %; one query: 7 -> 11 GB/s); a full tile would pay 2 % for nothing. */
-static INLINE void fetch_rows(const REAL *x, ptrdiff_t row, int rows, int cols)
+static __attribute__((noinline)) void fetch_rows(const REAL *x, ptrdiff_t row, int rows, int cols)
 {
     for (int i = 0; i < rows; ++i)
         for (int c = 0; c < cols; c += 64 / (int)sizeof(REAL)) __builtin_prefetch(x + i * row + c, 0, 2);
@@ -176,14 +188,18 @@ static void values_selected(const void *V_, ptrdiff_t row, int Dv, const void *P
     REAL *O = O_;
     for (int v = 0; v < vecs; ++v)
         for (int c = 0; c < Dv; ++c) {
-            vec acc = v_set1(0);
-            for (int j = 0; j < depth[v]; ++j) {
-                ptrdiff_t at = j * TILE + v * LANES;
-                vec sum = v_fma(v_set1(V[j * row + c]), v_load(P + at), acc);
-                acc = v_select(v_eq(v_load(allowed + at), v_set1(-INFINITE)), acc, sum);
+            vec sum = v_set1(0);
+            for (int j = 0; j < depth[v];) {
+                vec acc = v_set1(0);
+                for (const int end = least(depth[v], j + SEGMENT); j < end; ++j) {
+                    ptrdiff_t at = j * TILE + v * LANES;
+                    vec next = v_fma(v_set1(V[j * row + c]), v_load(P + at), acc);
+                    acc = v_select(v_eq(v_load(allowed + at), v_set1(-INFINITE)), acc, next);
+                }
+                sum = v_add(sum, acc);
             }
             REAL *o = O + c * TILE + v * LANES;
-            v_store(o, v_fma(v_load((const REAL *)beta + v * LANES), acc, v_mul(v_load((const REAL *)alpha + v * LANES), v_load(o))));
+            v_store(o, v_fma(v_load((const REAL *)beta + v * LANES), sum, v_mul(v_load((const REAL *)alpha + v * LANES), v_load(o))));
         }
 }
 
@@ -205,10 +221,14 @@ static void softmax(void *S_, const int *depth, int vecs, void *m_, void *l_, vo
         if (j < n) m0 = v_max(m0, v_load(S + j * TILE));
         vec mb = v_max(m0, m1), lb = zero;
         vec shift = v_select(v_eq(mb, lowest), zero, mb); /* -inf - -inf would be NaN */
-        for (j = 0; j < n; ++j) {
-            vec p = v_exp2(v_sub(v_load(S + j * TILE), shift));
-            v_store(S + j * TILE, p);
-            lb = v_add(lb, p);
+        for (j = 0; j < n;) {
+            vec sum = zero;
+            for (const int end = least(n, j + SEGMENT); j < end; ++j) {
+                vec p = v_exp2(v_sub(v_load(S + j * TILE), shift));
+                v_store(S + j * TILE, p);
+                sum = v_add(sum, p);
+            }
+            lb = v_add(lb, sum);
         }
         vec before = v_load(m), now = v_max(before, mb);
         shift = v_select(v_eq(now, lowest), zero, now);

@@ -1,11 +1,12 @@
 /* AVX-512 (F, BW, DQ, VL), float: 16 lanes, 32 registers.
- * Tile: 8 rows x 3 vectors = 24 sums + 3 panel vectors + 1 broadcast = 28 of 32 registers; 24 FMAs for 11 loads a step. */
+ * Tile: 4 rows x 3 vectors = 12 chains + 12 sums of chains + 3 panel vectors + 1 broadcast = 28 of 32 registers; 12 FMAs, which take 12
+ * cycles, for 7 loads a step. */
 #include <immintrin.h>
 
 #define LANES 16
 #define VREGS 32
 #define VECS 3
-#define ROWS 8
+#define ROWS 4
 #define ROWS_1 8 /* with one vector; 8 chains are twice what the FMA's latency of 4 needs */
 
 typedef __m512 vec;

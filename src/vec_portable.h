@@ -1,6 +1,6 @@
 /* Plain C, float: 4 lanes in a GCC/Clang vector, which every target has or imitates (SSE2 on x86-64, 16 registers).
  * Without a fused multiply-add v_fma rounds twice: the one place where this set's bits differ from the others'.
- * Tile: 4 rows x 2 vectors = 8 sums + 2 panel vectors + 1 broadcast + 1 product = 12 of 16 registers. */
+ * Tile: 4 rows x 2 vectors = 8 chains + 2 panel vectors + 1 broadcast + 1 product = 12 of 16 registers. */
 #include <string.h>
 
 #define LANES 4
