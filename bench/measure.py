@@ -64,11 +64,11 @@ def time_calls(form: Form, calls: int) -> float:
 
 
 def error_of(form: Form, problem: Problem) -> float:
-    """Largest deviation from float64, NaN if there is one anywhere or if the shape is another."""
+    """Largest deviation from float64, NaN if there is one anywhere."""
     with form.setting():
         result = form.result(form.call())
     if result.shape != problem.reference.shape:
-        return float("nan")
+        raise ValueError(f"a result of shape {result.shape} instead of {problem.reference.shape}")
     return float(np.max(np.abs(result - problem.reference)))
 
 
@@ -81,41 +81,49 @@ def prepare(name: str, rival: Rival, problem: Problem, effort: Effort) -> tuple[
         It is not installed.
     """
     allowed = TOLERANCE * float(np.max(np.abs(problem.reference)))
-    best: tuple[float, Contestant, Form] | None = None
-    rejected = Contestant(name, "cannot", "it offers no form of this")
+    contestant = Contestant(name, "cannot", "it offers no form of this")
+    best: tuple[float, Form] | None = None
+
+    def reject(status: str, why: str) -> None:
+        contestant.rejected.append(why)
+        order = ("cannot", "failed", "wrong")  # the worst is reported, and of equals the first
+        if len(contestant.rejected) == 1 or order.index(status) > order.index(contestant.status):
+            contestant.status, contestant.why = status, why
+
     forms = rival(problem, effort.threads)
     while True:
-        label = ""
+        label = "preparing"
         try:
             form = next(forms)
             label = form.name
             error = error_of(form, problem)
             if not error <= allowed:
-                why = f"{label}: " + (
-                    f"off by {error:.1e}, allowed {allowed:.1e}" if np.isfinite(error) else "not finite, or of another shape"
-                )
-                rejected = Contestant(name, "wrong", why, label, error if np.isfinite(error) else None)
+                reject("wrong", f"{label}: " + (f"off by {error:.1e}, allowed {allowed:.1e}" if np.isfinite(error) else "not finite"))
                 continue
-            calls = max(1, min(3, int(0.2 / max(time_calls(form, 1), 1e-9))))
-            seconds = min(time_calls(form, 1) for _ in range(calls))
+            seconds = trial(form)
         except StopIteration:
             break
         except ImportError:
             raise
         except CannotExpress as reason:
-            rejected = Contestant(name, "cannot", str(reason))
-        except Exception as problem_of_rival:  # a rival may raise anything; it is reported, and the others go on
-            if rejected.status != "wrong":
-                message = " ".join(str(problem_of_rival).split())[:200]
-                rejected = Contestant(name, "failed", f"{label or 'preparing'}: {type(problem_of_rival).__name__}: {message}")
+            reject("cannot", str(reason))
+        except Exception as failure:  # a rival may raise anything; it is reported, and the others go on
+            reject("failed", f"{label}: {type(failure).__name__}: {' '.join(str(failure).split())[:200]}")
         else:
             if best is None or seconds < best[0]:
-                best = (seconds, Contestant(name, "timed", "", label, error), form)
+                best = (seconds, form)
+                contestant.form, contestant.error = label, error
     if best is None:
-        return rejected, None
-    seconds, contestant, form = best
-    contestant.calls = max(1, round(effort.seconds / seconds))
+        return contestant, None
+    seconds, form = best
+    contestant.status, contestant.why, contestant.calls = "timed", "", max(1, round(effort.seconds / seconds))
     return contestant, form
+
+
+def trial(form: Form) -> float:
+    """Best of at most three calls within about 0.2 s: enough to choose a form."""
+    first = time_calls(form, 1)
+    return min([first, *(time_calls(form, 1) for _ in range(min(2, int(0.2 / first))))])
 
 
 def read_bandwidth(buffer: Floats, threads: int) -> float:

@@ -1,4 +1,4 @@
-"""The roofline: how fast each case ran, below what the machine can do at its arithmetic intensity."""
+"""The picture of a run: speeds below the machine's roofline, and every case beside its best rival."""
 
 from __future__ import annotations
 
@@ -6,58 +6,80 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .results import CaseResult, Result
+from .results import CaseResult, Contestant, Result
+
+OURS, RIVAL, LOSS = "tab:blue", "0.35", "tab:red"
+Pair = tuple[CaseResult, Contestant, Contestant | None]
 
 
-def _intensity(case: CaseResult) -> float:
-    """Useful operations per byte that has to move."""
-    return case.flops / case.case.bytes
-
-
-def roofline(result: Result, path: Path) -> None:
-    """Write a PNG with one point per case for the first subject and for its best rival.
+def draw(result: Result, path: Path) -> None:
+    """Write a PNG: to the left the roofline, to the right a line for each case.
 
     Parameters
     ----------
     result : Result
-        At least one case with a timed subject.
+        A run.  Calls too small for anything but latency, and cases on which the first subject was not timed, are left out.
     path : Path
         Where the picture goes.
+
+    Raises
+    ------
+    ValueError
+        No case is left.
     """
-    subject = result.subjects[0]
-    peak = median(x for case in result.cases for x in case.peak)
-    read = median(x for case in result.cases for x in case.read)
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set(xscale="log", yscale="log", xlabel="useful operations per byte of query, key, value and output", ylabel="GFLOP/s")
-
-    points: list[tuple[float, float, str]] = []
+    pairs: list[Pair] = []
     for case in result.cases:
-        ours, rival = case.named(subject), case.best_rival(result.subjects)
-        if ours is None or not ours.timed:
-            continue
-        x, y = _intensity(case), case.flops / 1e9 / ours.time
-        points.append((x, y, case.case.name))
-        if rival:
-            other = case.flops / 1e9 / rival.time
-            won = rival.time >= ours.time
-            axes.plot([x, x], [other, y], color="tab:green" if won else "tab:red", linewidth=1, alpha=0.6, zorder=2)
-            axes.plot(x, other, "o", mfc="white", mec="0.35", markersize=5, zorder=3)
-        axes.plot(x, y, "o", color="tab:blue", markersize=5, zorder=4)
+        ours = case.named(result.subjects[0])
+        if ours is not None and ours.timed and case.case.unit != "µs":
+            pairs.append((case, ours, case.best_rival(result.subjects)))
+    if not pairs:
+        raise ValueError("no case to draw: all are too small, or nothing was timed")
+    peak = median(x for case, _, _ in pairs for x in case.peak)
+    read = median(x for case, _, _ in pairs for x in case.read)
+    figure = Figure(figsize=(13, max(5.0, 1.5 + 0.21 * len(pairs))), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    _roofline(left, pairs, peak, read)
+    _beside(right, pairs, result.subjects[0])
+    threads = f"{result.threads} thread{'s' * (result.threads > 1)}"
+    figure.suptitle(f"float32 attention, {threads}, {result.machine['cpu']}", fontsize=11)
+    figure.savefig(path, dpi=130)
 
-    low = min(x for x, _, _ in points) / 2
-    high = max(x for x, _, _ in points) * 2
+
+def _roofline(axes: Axes, pairs: list[Pair], peak: float, read: float) -> None:
+    """Speed over arithmetic intensity, below what arithmetic and memory allow."""
+    for case, ours, rival in pairs:
+        x = case.flops / case.case.bytes
+        for contestant in filter(None, (rival, ours)):
+            y = case.flops / 1e9 / contestant.time
+            own = contestant is ours
+            axes.plot(x, y, "o", mfc=OURS if own else "none", mec=OURS if own else RIVAL, markersize=5, zorder=3)
+    intensities = [case.flops / case.case.bytes for case, _, _ in pairs]
+    low, high = min(*intensities, peak / read) / 2, max(*intensities, peak / read) * 2
     roof = np.geomspace(low, high, 200)
     axes.plot(roof, np.minimum(peak, read * roof), color="0.2", linewidth=1.5, zorder=1)
-    axes.text(high, peak * 1.04, f"FMA peak {peak:.0f} GFLOP/s", ha="right", va="bottom", color="0.2")
-    axes.text(low * 1.05, read * low * 1.3, f"read {read:.0f} GB/s", ha="left", va="bottom", color="0.2")
-    axes.set_xlim(low, high)
-    for x, y, name in points:
-        axes.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=6)
-    axes.plot([], [], "o", color="tab:blue", label=subject)
-    axes.plot([], [], "o", mfc="white", mec="0.35", label="best rival (green line: slower than ours, red: faster)")
-    axes.legend(loc="lower right", frameon=False)
-    axes.grid(which="major", color="0.9")
-    figure.savefig(path, dpi=160)
+    axes.annotate(f"FMA peak {peak:.0f} GFLOP/s", (high, peak), (-6, 4), textcoords="offset points", ha="right", color="0.2")
+    axes.annotate(f"read {read:.0f} GB/s", (low, read * low), (26, 6), textcoords="offset points", color="0.2")
+    axes.set(xscale="log", yscale="log", xlim=(low, high))
+    axes.set(xlabel="useful operations per byte of query, key, value and output", ylabel="GFLOP/s")
+    axes.grid(which="major", color="0.92")
+
+
+def _beside(axes: Axes, pairs: list[Pair], subject: str) -> None:
+    """Share of the roof that applies, ours and the best rival's, case by case."""
+    for row, (case, ours, rival) in enumerate(pairs):
+        share = 100 * case.share(ours)
+        if rival is not None:
+            other = 100 * case.share(rival)
+            axes.plot([share, other], [row, row], color=OURS if ours.time <= rival.time else LOSS, linewidth=2, alpha=0.5, zorder=1)
+            axes.plot(other, row, "o", mfc="white", mec=RIVAL, markersize=5, zorder=2)
+        axes.plot(share, row, "o", color=OURS, markersize=5, zorder=3)
+    axes.set_yticks(range(len(pairs)), [case.case.name for case, _, _ in pairs], fontsize=8)
+    axes.set(ylim=(len(pairs) - 0.5, -0.5), xlim=(0, None), xlabel="% of the FMA peak (a single query: of the read bandwidth)")
+    axes.plot([], [], "o", color=OURS, label=subject)
+    axes.plot([], [], "o", mfc="white", mec=RIVAL, label="best rival")
+    axes.plot([], [], color=LOSS, alpha=0.5, linewidth=2, label="rival faster")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+    axes.grid(axis="x", color="0.92")

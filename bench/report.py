@@ -20,6 +20,10 @@ def interval(ratio: Estimate) -> str:
     return f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number > 1)}"
+
+
 def _range(values: Sequence[float]) -> str:
     return f"{figure(min(values))} to {figure(max(values))}"
 
@@ -63,17 +67,19 @@ def notes(result: Result) -> list[str]:
     peak = [x for case in result.cases for x in case.peak]
     read = [x for case in result.cases for x in case.read]
     roofs = f"; FMA peak {_range(peak)} GFLOP/s, read {_range(read)} GB/s" if peak and read else ""
-    threads = f"{result.threads} thread{'s' * (result.threads > 1)}"
+    threads = _count(result.threads, "thread")
     lines = [
         "Cases are batch x heads x length x width, float32.  Speeds are GFLOP/s of useful work (masked pairs do not count) with the "
         "share of the FMA peak; GB/s with the share of the read bandwidth where a single query reads a cache; µs for calls too small "
         "for either.",
         "Times faster: the best rival's time over ours, median over the rounds; above 1 is a win, below 1 a loss.",
-        f"{machine}; {threads}, {result.kernels} kernels, {result.rounds} interleaved rounds, {result.date}{roofs}.",
+        f"{machine}; {threads}, {result.kernels} kernels, {_count(result.rounds, 'interleaved round')}, {result.date}{roofs}.",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in result.versions.items()) + ".",
     ]
     if result.rounds < 6:
-        lines.append(f"{result.rounds} rounds cannot give a 95 % interval: the whole range is shown instead.")
+        lines.append(f"{_count(result.rounds, 'round')} cannot give a 95 % interval: the whole range is shown instead.")
+    if peak and max(peak) > 1.3 * min(peak):
+        lines.append("The machine was busy with something else: its FMA peak varied by more than 30 % during the run.")
     lines += [f"{name}: not installed ({why})." for name, why in result.absent.items()]
     return lines + [f"{x.name} on {case.case.name}: {x.status}: {x.why}." for case in result.cases for x in case.contestants if not x.timed]
 
@@ -144,10 +150,10 @@ def main(argv: Sequence[str], prog: str) -> int:
             insert(options.readme, markdown(result))
         else:
             print(markdown(result), end="")
+        if options.picture:
+            from .picture import draw
+
+            draw(result, options.picture)
     except (OSError, ValueError, KeyError, TypeError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
-    if options.picture:
-        from .picture import roofline
-
-        roofline(result, options.picture)
     return 0

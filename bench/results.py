@@ -56,6 +56,7 @@ class Contestant:
     why: str = ""
     form: str = ""
     error: float | None = None  # max |x − float64|
+    rejected: list[str] = field(default_factory=list)  # forms that were tried and did not do, and why
     calls: int = 0  # per sample
     seconds: list[float] = field(default_factory=list)  # per call, one for each round
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial, wraps
 from importlib import import_module
@@ -49,11 +49,23 @@ def ours(problem: Problem, threads: int, isa: str | None = None) -> Iterator[For
     """The plain call, as the documentation writes it; `out` is allocated by every call."""
     c = problem.case
     causal: bool | str = bool(c.causal) if c.queries == c.keys else c.causal or False
-    options: dict[str, Any] = {"mask": problem.mask, "bias": problem.bias, "causal": causal, "layout": c.layout, "num_threads": threads}
-    options = {name: value for name, value in options.items() if value is not None and value is not False and value != "bhld"}
+    options: dict[str, Any] = {}
+    options |= {"causal": causal} if causal else {}
+    options |= {"layout": c.layout} if c.layout != "bhld" else {}
+    options |= {name: x for name, x in (("mask", problem.mask), ("bias", problem.bias)) if x is not None}
     arrays = [x if c.layout == "bhld" else x.swapaxes(1, 2) for x in (problem.query, problem.key, problem.value)]
     result = np.asarray if c.layout == "bhld" else partial(np.swapaxes, axis1=1, axis2=2)
-    setting: Setting = nullcontext if isa is None else partial(qkvc.use_kernels, isa)
+
+    @contextmanager
+    def setting() -> Iterator[None]:
+        before = qkvc.get_num_threads()
+        qkvc.set_num_threads(threads)  # as for the others: once, not by an argument of every call
+        try:
+            with nullcontext() if isa is None else qkvc.use_kernels(isa):
+                yield
+        finally:
+            qkvc.set_num_threads(before)
+
     yield Form("attention", partial(qkvc.attention, *arrays, **options), result, setting)
 
 
@@ -88,24 +100,39 @@ def _refuse(error: Exception) -> None:
 
 
 def _native_causal(problem: Problem) -> bool:
-    """Whether the frameworks' `is_causal`, whose diagonal starts top-left, says the same."""
-    return bool(problem.case.causal) and problem.case.diagonal == 0
-
-
-def _additive(problem: Problem) -> Floats | None:
-    """Bias and masks as one float array to add, for those who know only that; None where nothing is to be said."""
-    mask = problem.mask if not problem.case.causal or _native_causal(problem) else problem.allowed
-    if mask is None:
-        return problem.bias
-    return np.where(mask, np.float32(0), np.float32(-np.inf))
-
-
-def _stacked(problem: Problem) -> tuple[int, int, int, int] | None:
-    """Shape of the query with the heads of a group stacked into its length, where that is right and changes anything."""
+    """Whether the frameworks' `is_causal`, whose diagonal starts top-left, says all there is to say."""
     c = problem.case
-    if c.group == 1 or not c.sees_all:
+    return bool(c.causal) and c.diagonal == 0 and not c.mask
+
+
+def _additive(problem: Problem, causal_too: bool = False) -> Floats | None:
+    """Bias and masks as one float array to add; None where there is nothing to say, or nothing that `is_causal` does not say."""
+    c = problem.case
+    if c.sees_all or (_native_causal(problem) and not causal_too):
         return None
-    return (c.batch, c.kv_heads, c.group * c.queries, c.dim)
+    if not c.causal and problem.mask is None:
+        return problem.bias
+    bias = np.float32(0) if problem.bias is None else problem.bias
+    return np.where(problem.allowed, bias, np.float32(-np.inf))
+
+
+def _stacked(problem: Problem) -> tuple[tuple[int, int, int, int], Floats | None] | None:
+    """Shape of the query with the heads of a group stacked into its length, and the mask for it; None where that is wrong or of no use.
+
+    It makes a group read its keys once.  With an explicit mask it is offered for few queries only: the causal half that it makes a kernel
+    compute costs more than it saves when there are many.
+    """
+    c = problem.case
+    shape = (c.batch, c.kv_heads, c.group * c.queries, c.dim)
+    if c.group == 1:
+        return None
+    if c.sees_all:
+        return shape, None
+    extra = _additive(problem)
+    if extra is None or extra.shape[1] > 1 or c.queries > 64:
+        return None
+    rows = np.broadcast_to(extra, (*extra.shape[:2], c.queries, c.keys))
+    return shape, np.tile(rows, (1, 1, c.group, 1))
 
 
 def _output(problem: Problem) -> tuple[int, int, int, int]:
@@ -121,36 +148,41 @@ def _flat(x: NDArray[Any]) -> NDArray[Any]:
 # ---------------------------------------------------------------------------------------------------------------- PyTorch, zentorch
 
 
-def _tensors(problem: Problem, threads: int) -> tuple[Any, Any, Any, Any]:
+@contextmanager
+def _torch_setting(threads: int) -> Iterator[None]:
     torch: Any = import_module("torch")
-
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    mask = problem.allowed if problem.case.causal and not _native_causal(problem) else problem.mask
-    extra = problem.bias if mask is None else mask
-    q, k, v = (torch.from_numpy(x) for x in (problem.query, problem.key, problem.value))
-    return q, k, v, None if extra is None else torch.from_numpy(np.ascontiguousarray(extra))
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def torch(problem: Problem, threads: int) -> Iterator[Form]:
     """`scaled_dot_product_attention`, with grouped heads native and stacked, masks as bools and floats; and plain products."""
     torch: Any = import_module("torch")
-
     c = problem.case
     sdpa = torch.nn.functional.scaled_dot_product_attention
-    q, k, v, mask = _tensors(problem, threads)
-    options = {"attn_mask": mask, "is_causal": _native_causal(problem), "enable_gqa": c.group > 1}
-    options = {name: value for name, value in options.items() if value is not None and value is not False}
-    form = partial(Form, result=lambda y: np.asarray(y).reshape(_output(problem)), setting=torch.inference_mode)
-    yield form("sdpa", partial(sdpa, q, k, v, **options))
-    if mask is not None and mask.dtype == torch.bool:
-        additive = torch.from_numpy(_additive(problem))
-        yield form("sdpa, float mask", partial(sdpa, q, k, v, **{**options, "attn_mask": additive}))
-    stacked = _stacked(problem)
-    if stacked:
-        yield form("sdpa, heads stacked", lambda: sdpa(q.reshape(stacked), k, v))
+    q, k, v = (torch.from_numpy(x) for x in (problem.query, problem.key, problem.value))
+    options = {"is_causal": True} if _native_causal(problem) else {}
+    options |= {"enable_gqa": True} if c.group > 1 else {}
+    form = partial(Form, result=lambda y: np.asarray(y).reshape(_output(problem)), setting=partial(_torch_setting, threads))
+    extra = _additive(problem)
+    if extra is None:
+        yield form("sdpa", partial(sdpa, q, k, v, **options))
+    else:
+        yield form("sdpa, float mask", partial(sdpa, q, k, v, torch.from_numpy(extra), **options))
+    if extra is not None and problem.bias is None:
+        yield form("sdpa, bool mask", partial(sdpa, q, k, v, torch.from_numpy(problem.allowed), **options))
+    if stacked := _stacked(problem):
+        shape, rows = stacked
+        tall = None if rows is None else torch.from_numpy(rows)
+        yield form("sdpa, heads stacked", lambda: sdpa(q.reshape(shape), k, v, attn_mask=tall))
     if c.sees_all and _room_for_scores(problem):
-        shape, kt, scale = stacked or q.shape, k.transpose(-1, -2), c.dim**-0.5
-        yield form("matmul, softmax, matmul", lambda: torch.softmax((q.reshape(shape) @ kt).mul_(scale), -1) @ v)
+        kt, scale, groups = k.transpose(-1, -2), c.dim**-0.5, (c.batch, c.kv_heads, c.group * c.queries, c.dim)
+        yield form("matmul, softmax, matmul", lambda: torch.softmax((q.reshape(groups) @ kt).mul_(scale), -1) @ v)
 
 
 def zentorch(problem: Problem, threads: int) -> Iterator[Form]:
@@ -158,12 +190,12 @@ def zentorch(problem: Problem, threads: int) -> Iterator[Form]:
     torch: Any = import_module("torch")
     import_module("zentorch")  # registers its operators with torch
 
-    q, k, v, _ = _tensors(problem, threads)
+    q, k, v = (torch.from_numpy(x) for x in (problem.query, problem.key, problem.value))
     extra = _additive(problem)  # its masks are floats
     mask = None if extra is None else torch.from_numpy(extra)
     causal = _native_causal(problem)
     ops = torch.ops.zentorch
-    form = partial(Form, setting=torch.inference_mode)
+    form = partial(Form, setting=partial(_torch_setting, threads))
 
     def first(results: Any) -> NDArray[Any]:
         return np.asarray(results[0]).reshape(_output(problem))
@@ -172,9 +204,10 @@ def zentorch(problem: Problem, threads: int) -> Iterator[Form]:
     if mask is None:
         out = torch.empty(_output(problem))
         yield form("sdpa into out", partial(ops.zentorch_sdpa_attn, q, k, v, out, None, causal), lambda _: out.numpy())
-    stacked = _stacked(problem)
-    if stacked:
-        yield form("sdpa, heads stacked", lambda: ops.zentorch_sdpa(q.reshape(stacked), k, v), first)
+    if stacked := _stacked(problem):
+        shape, rows = stacked
+        tall = None if rows is None else torch.from_numpy(rows)
+        yield form("sdpa, heads stacked", lambda: ops.zentorch_sdpa(q.reshape(shape), k, v, attn_mask=tall), first)
 
 
 # --------------------------------------------------------------------------------------------------------------------- onnxruntime
@@ -259,23 +292,23 @@ def openvino(problem: Problem, threads: int) -> Iterator[Form]:
     config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
 
     @_reported
-    def compiled(name: str, repeat: bool, query_shape: tuple[int, ...] | None = None) -> Form:
+    def compiled(name: str, repeat: bool, query_shape: tuple[int, ...] | None = None, mask: Floats | None = extra) -> Form:
         swapped = c.layout == "blhd"
         arrays: list[Any] = [x.swapaxes(1, 2) if swapped else x for x in (problem.query, problem.key, problem.value)]
-        arrays += [extra] * (extra is not None)
+        arrays += [mask] * (mask is not None)
         inputs = [op.parameter(x.shape, np.float32) for x in arrays]
         nodes: list[Any] = list(inputs)
         if swapped:
             nodes[:3] = [op.transpose(x, op.constant([0, 2, 1, 3])) for x in nodes[:3]]
         if query_shape:
-            nodes[0] = op.reshape(nodes[0], op.constant(query_shape), False)
+            nodes[0] = op.reshape(nodes[0], op.constant(list(query_shape)), False)
         if repeat:
             for i, width in ((1, c.dim), (2, c.v_dim)):
                 wide = op.broadcast(op.unsqueeze(nodes[i], op.constant(2)), op.constant([c.batch, c.kv_heads, c.group, c.keys, width]))
                 nodes[i] = op.reshape(wide, op.constant([c.batch, c.heads, c.keys, width]), False)
         out = op.scaled_dot_product_attention(*nodes, causal=causal)
         if swapped:
-            out = op.transpose(op.reshape(out, op.constant(_output(problem)), False), op.constant([0, 2, 1, 3]))
+            out = op.transpose(op.reshape(out, op.constant(list(_output(problem))), False), op.constant([0, 2, 1, 3]))
         request = core.compile_model(ov.Model([out], inputs, "attention"), "CPU", config).create_infer_request()
         for i, x in enumerate(arrays):
             request.set_input_tensor(i, ov.Tensor(x, shared_memory=True))
@@ -287,10 +320,9 @@ def openvino(problem: Problem, threads: int) -> Iterator[Form]:
 
         return Form(name, request.infer, result)
 
-    yield compiled("graph, heads repeated" if c.group > 1 else "graph", repeat=c.group > 1)
-    stacked = _stacked(problem)
-    if stacked:
-        yield compiled("graph, heads stacked", repeat=False, query_shape=stacked)
+    yield compiled("graph, heads repeated" if c.group > 1 else "graph", c.group > 1)
+    if stacked := _stacked(problem):
+        yield compiled("graph, heads stacked", False, *stacked)
 
 
 def jax(problem: Problem, threads: int) -> Iterator[Form]:
@@ -303,7 +335,7 @@ def jax(problem: Problem, threads: int) -> Iterator[Form]:
         raise CannotExpress("it lays out all scores, and they do not fit into memory")
     cpu = jax.devices("cpu")[0]
     causal = _native_causal(problem)
-    mask = problem.allowed if c.causal and not causal else problem.mask
+    mask = problem.allowed if c.causal and not causal and not c.sees_all else problem.mask
     attend = partial(jax.nn.dot_product_attention, is_causal=causal)
     where = {"mask": mask, "bias": problem.bias}
     extra = {name: jax.device_put(x, cpu) for name, x in where.items() if x is not None}
@@ -356,9 +388,7 @@ def numpy(problem: Problem, threads: int) -> Iterator[Form]:
     kt, v = problem.key.swapaxes(-1, -2), problem.value
     by_group = (c.batch, c.kv_heads, c.group, c.queries)
     q = problem.query.reshape(*by_group, c.dim)
-    extra = _additive(problem)
-    if c.causal:
-        extra = np.where(problem.allowed, np.float32(0), np.float32(-np.inf))
+    extra = _additive(problem, causal_too=True)
     if extra is not None:
         extra = np.broadcast_to(extra, (c.batch, c.heads, c.queries, c.keys)).reshape(*by_group, c.keys)
 

@@ -93,17 +93,17 @@ def _entrants(options: argparse.Namespace) -> tuple[list[str], dict[str, Rival]]
 @contextmanager
 def _only(threads: int) -> Iterator[None]:
     """Keep this process to as many CPUs as it may use threads: JAX knows no other limit, and it holds for all alike."""
-    if not hasattr(os, "sched_getaffinity"):
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    if threads > len(before):
-        raise ValueError(f"--threads: {threads} threads on {len(before)} CPUs measure the scheduler")
-    os.sched_setaffinity(0, sorted(before)[:threads])
+    pinned = hasattr(os, "sched_getaffinity")  # not on macOS or Windows
+    cpus = os.sched_getaffinity(0) if pinned else set(range(os.cpu_count() or 1))
+    if threads > len(cpus):
+        raise ValueError(f"--threads: {threads} threads on {len(cpus)} CPUs would measure the scheduler")
+    if pinned:
+        os.sched_setaffinity(0, sorted(cpus)[:threads])
     try:
         yield
     finally:
-        os.sched_setaffinity(0, before)
+        if pinned:
+            os.sched_setaffinity(0, cpus)
 
 
 @contextmanager
@@ -210,6 +210,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         subjects, entrants = _entrants(options)
         date = datetime.now(timezone.utc).strftime("%Y-%m-%d")
         result = Result(date, _machine(), _versions(list(entrants)), qkvc.kernels()[0], options.threads, rounds, subjects, {})
+        if options.json:
+            result.save(options.json)  # so that a path that cannot be written is known before the work, not after it
         with _only(options.threads), _progress(len(cases)) as announce:
             buffer = np.ones(READ_BYTES // 4, np.float32)
             try:
@@ -220,11 +222,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                         result.save(options.json)
             except KeyboardInterrupt:
                 interrupted = True
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     failed = _show(result, options.check) if result.cases else 0
     if options.picture and result.cases:
-        from .picture import roofline
+        try:
+            from .picture import draw
 
-        roofline(result, options.picture)
+            draw(result, options.picture)
+        except (ImportError, OSError, ValueError) as error:
+            print(f"{prog}: no picture: {error}", file=sys.stderr)
+            failed = 1
     return 130 if interrupted else failed
