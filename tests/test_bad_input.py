@@ -244,7 +244,7 @@ def test_inputs_are_never_written() -> None:
         np.testing.assert_array_equal(x, before[name])
 
 
-# --- sizes beyond the machine ------------------------------------------------------------------------------------------------------------
+# --- sizes beyond the machine ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_result_too_big_is_an_error() -> None:
@@ -260,7 +260,7 @@ def test_a_result_too_big_is_an_error() -> None:
         )
 
 
-# --- the other functions -----------------------------------------------------------------------------------------------------------------
+# --- the other functions ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,11 @@ def check(x: NDArray[Any], axis: Any = -1, what: object = "") -> None:
 # --- numbers ---------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spread", [0, 1e-3, 1, 10, 30, 90, 150, 300, 1e4, 1e30])
+SPREADS = (0, 1e-3, 1, 10, 30, 90, 150, 300, 1e4, 1e30)
+ERRORS: dict[str, float] = {}
+
+
+@pytest.mark.parametrize("spread", SPREADS)
 def test_any_spread(isa: str, rng: np.random.Generator, figures: list[str], spread: float) -> None:
     worst = 0.0
     for n in (1, 2, 3, 7, 8, 16, 17, 31, 64, 100, 257, 1000, 4099):
@@ -71,7 +75,9 @@ def test_any_spread(isa: str, rng: np.random.Generator, figures: list[str], spre
         worst = max(worst, check_softmax(x, what=n))
         check_logsumexp(x, what=n)
         check((x - 80 * np.float32(spread)), what=f"{n}, far from zero")
-    figures.append(f"softmax, spread {spread:g}, {isa}: largest error {worst:.2f} ULP")
+    ERRORS[isa] = max(worst, ERRORS.get(isa, 0))
+    if spread == SPREADS[-1]:
+        figures.append(f"softmax, {isa}: largest error {ERRORS[isa]:.2f} ULP")
 
 
 def test_denormal_results(isa: str) -> None:
@@ -165,7 +171,7 @@ def test_any_array(data: st.DataObject) -> None:
         check(x, axis)
 
 
-# --- memory, bits and out ----------------------------------------------------------------------------------------------------------------
+# --- memory, bits and out --------------------------------------------------------------------------------------------------------------
 
 
 def test_any_memory_same_bits(isa: str, rng: np.random.Generator) -> None:

@@ -278,7 +278,7 @@ def test_no_keys_with_any_option(isa: str, options: dict[str, Any]) -> None:
     assert got.lse.tolist() == [-INF] * 3
 
 
-# --- what is refused, by the meaning of the options (misuse of the rest: test_bad_input.py) ----------------------------------------------
+# --- what is refused, by the meaning of the options (misuse of the rest: test_bad_input.py) --------------------------------------------
 
 #  question                                   lengths, options, exception, what the message names
 REFUSED: list[tuple[str, tuple[int, int], dict[str, Any], type[Exception], tuple[str, ...]]] = [
