@@ -156,6 +156,8 @@ def measure(case: Case, entrants: Mapping[str, Rival], effort: Effort, absent: d
     def roofs() -> None:
         settle()
         result.peak.append(_kernels.fma_peak(effort.threads, 0.02))
+        if effort.threads > 1:
+            result.single.append(_kernels.fma_peak(1, 0.02))
         result.read.append(read_bandwidth(buffer, effort.threads))
 
     turns.append(roofs)

@@ -237,6 +237,15 @@ def test_table_shows_losses_wrong_results_and_who_is_absent(made_up: Result) -> 
     assert len({len(line) for line in lines[:5]}) == 1  # padded, to be read as it stands
 
 
+def test_busy_machine_is_noted(made_up: Result) -> None:
+    assert "busy" not in report.markdown(made_up)
+    made_up.cases[0].peak[3] = 60.0
+    made_up.cases[0].single = [95.0] * 6
+    text = report.markdown(made_up)
+    assert "varied by more than 30 %" in text
+    assert "2 threads did only 1.05 times the FMAs of one" in text
+
+
 def test_promises_are_compared_with_what_came_out(made_up: Result) -> None:
     kept = {line.split(";")[1].strip(): kept for line, kept in report.goals(made_up)[:4]}
     assert kept == {"never slower": True, "promised 1.50": True, "promised 80%": False, "promised 0.60": True}
@@ -341,7 +350,7 @@ def test_interrupted_run_shows_and_keeps_what_it_has(
         (["--isa", "", "--quick"], "no kernel set"),
         (["--threads", "0", "--quick"], "at least 1"),
         (["--threads", "1000000", "--quick"], "would measure the scheduler"),
-        (["--rounds", "-1", "--quick"], "at least 1"),
+        (["--rounds", "0", "--quick"], "at least 1"),
     ],
 )
 def test_misuse_is_named_before_anything_is_measured(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
