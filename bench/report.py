@@ -83,9 +83,8 @@ def notes(result: Result) -> list[str]:
         lines.append("The machine was busy with something else: its FMA peak varied by more than 30 % during the run.")
     gains = [all_ / one for case in result.cases for all_, one in zip(case.peak, case.single, strict=False)]
     if gains and median(gains) < 0.8 * result.threads:
-        lines.append(
-            f"{result.threads} threads did only {median(gains):.2f} times the FMAs of one: other programs were running, or the CPUs share cores."
-        )
+        gain = f"{result.threads} threads did only {median(gains):.2f} times the FMAs of one"
+        lines.append(f"{gain}: other programs were running, or the CPUs share cores.")
     lines += [f"{name}: not installed ({why})." for name, why in result.absent.items()]
     return lines + [f"{x.name} on {case.case.name}: {x.status}: {x.why}." for case in result.cases for x in case.contestants if not x.timed]
 

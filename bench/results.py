@@ -78,8 +78,8 @@ class CaseResult:
     flops: int
     contestants: list[Contestant]
     peak: list[float] = field(default_factory=list)  # GFLOP/s of the FMA loop, one for each round
-    single: list[float] = field(default_factory=list)  # the same of one thread, where there are more
     read: list[float] = field(default_factory=list)  # GB/s from memory, one for each round
+    single: list[float] = field(default_factory=list)  # the FMA loop on one thread, where there are more
 
     def named(self, name: str) -> Contestant | None:
         return next((x for x in self.contestants if x.name == name), None)
