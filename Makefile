@@ -51,7 +51,7 @@ dev: $(VENV)/test $(VENV)/lint  ## an editable build with all that development w
 lint: $(VENV)/lint  ## ruff, cython-lint, mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(VENV)/bin/cython-lint qkvc
+	PATH="$(VENV)/bin:$$PATH" cython-lint qkvc
 	$(PY) -m mypy
 
 format: $(VENV)/lint

@@ -12,9 +12,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from threading import get_ident, main_thread
 
-import numpy as np
-
-from qkvc._kernels cimport QKVC_BLOCK, QKVC_MAX_VECS, Kernels, kernels_in_use, run
+from qkvc._kernels cimport QKVC_BLOCK, QKVC_MAX_VECS, Kernels, run
 from qkvc._plan cimport Plan, Problem, View, make_plan
 
 cdef extern from "stdlib.h" nogil:

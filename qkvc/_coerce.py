@@ -45,7 +45,8 @@ def as_float32(name: str, x: Any) -> NDArray[np.float32]:
 def as_mask(x: Any) -> NDArray[np.bool_]:
     array = _as_array("mask", x)
     if array.dtype.kind == "f":
-        raise TypeError(bad("mask", "bool, True where a query may attend (numbers that are added to the scores are `bias`)", str(array.dtype)))
+        wanted = "bool, True where a query may attend (numbers that are added to the scores are `bias`)"
+        raise TypeError(bad("mask", wanted, str(array.dtype)))
     if array.dtype != np.bool_:
         raise TypeError(bad("mask", "bool, True where a query may attend", str(array.dtype)))
     return array
@@ -122,7 +123,7 @@ def check_out(out: Any, shape: tuple[int, ...], inputs: Iterable[Any]) -> None:
     for name, x in zip(("query", "key", "value", "mask", "bias"), inputs, strict=True):
         if isinstance(x, np.ndarray) and np.may_share_memory(out, x):
             try:
-                shared = np.shares_memory(out, x, max_work=1_000_000)
+                shared = np.shares_memory(out, x, max_work=1_000_000)  # type: ignore[arg-type]  # NumPy's stub knows -1 and 0 only
             except np.exceptions.TooHardError:
                 shared = True
             if shared:

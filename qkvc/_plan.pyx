@@ -5,14 +5,14 @@ here, before anything is written: "attention: <argument>: expected <what>, got <
 """
 
 from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.math cimport isfinite, sqrt
+from libc.math cimport sqrt
 from libc.stdint cimport uintptr_t
 
 import numpy as np
 
 from qkvc._coerce import as_bias, as_float32, as_integers, as_mask, as_scale, bad, check_out, shape_text
 
-from qkvc._kernels cimport QKVC_BLOCK, kernels_in_use, threads_for
+from qkvc._kernels cimport kernels_in_use, threads_for
 
 cdef object ndarray = np.ndarray
 cdef object empty = np.empty

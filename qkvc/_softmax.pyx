@@ -1,6 +1,6 @@
 """softmax and logsumexp of rows: three passes over each, many rows on many threads."""
 
-from libc.math cimport INFINITY, NAN, isnan, log
+from libc.math cimport INFINITY, isnan, log
 from libc.stdint cimport uint64_t
 
 from qkvc._kernels cimport Kernels, kernels_in_use, run, threads_for

@@ -25,7 +25,8 @@ def kernels() -> tuple[str, ...]:
 def use_kernels(name: str) -> Iterator[None]:
     """Compute with the kernel set `name` inside a ``with`` block, for tests and measurements.
 
-    The choice is the process's, not the thread's: calls of other threads change with it.  ``QKVC_ISA`` in the environment chooses at import.
+    The choice is the process's, not the thread's: calls of other threads change with it.  The environment's ``QKVC_ISA`` chooses at
+    import.
 
     Parameters
     ----------

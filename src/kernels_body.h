@@ -20,39 +20,10 @@ _Static_assert(VECS <= QKVC_MAX_VECS && ROWS == 4 && (ROWS_1 == 8 || ROWS_1 == 4
 
 static const REAL INFINITE = (REAL)__builtin_huge_val(), LARGEST = __FLT_MAX__;
 
-/* ------------------------------------------------------------------------------------------------------------------------- exp2 */
+static INLINE int least(int a, int b) { return a < b ? a : b; }
 
-/* 2^r for |r| <= 1/2, relative error 2.0e-9 before rounding; c0 is 1, so that exp2(0) is 1 exactly.  Degree 5 reached 2.6 ULP, 6 reaches
- * 1 (minimax by Lawson's iteration with c0 held; checked over every float by tests/c/exp2_all.c). */
-static INLINE vec v_exp2_poly(vec r)
-{
-    vec p = v_set1(1.5353362e-4f);
-    p = v_fma_once(p, r, v_set1(1.3398875e-3f));
-    p = v_fma_once(p, r, v_set1(9.618437e-3f));
-    p = v_fma_once(p, r, v_set1(5.5503324e-2f));
-    p = v_fma_once(p, r, v_set1(2.4022648e-1f));
-    p = v_fma_once(p, r, v_set1(6.931472e-1f));
-    return v_fma_once(p, r, v_set1(1.0f));
-}
-
-#define ROUNDER 12582912.0f /* 1.5 * 2^23: adding it leaves the nearest integer in the low bits, where v_scale reads it */
-
-/* 2^x for -126 <= x <= 0; +0 below; NaN stays NaN, whatever its payload: v_scale would add the payload to the exponent, so lanes that
- * are not in the domain take max(0, x), which is 0 for numbers and x for NaN. */
-static INLINE vec v_exp2(vec x)
-{
-    vec u = v_add(x, v_set1(ROUNDER));
-    vec r = v_sub(x, v_sub(u, v_set1(ROUNDER)));
-    return v_select(v_le(v_set1(-126.0f), x), v_scale(v_exp2_poly(r), u), v_max(v_set1(0), x));
-}
-
-static void exp2_array(const void *x, ptrdiff_t n, void *out)
-{
-    for (ptrdiff_t i = 0; i < n; i += LANES) {
-        int k = n - i < LANES ? (int)(n - i) : LANES;
-        v_store_n((REAL *)out + i, v_exp2(v_load_n((const REAL *)x + i, k)), k);
-    }
-}
+#include "exp_body.h"
+#include "panels_body.h"
 
 /* ---------------------------------------------------------------------------------------------------------------- the product */
 
@@ -69,8 +40,6 @@ static INLINE void product_range(const int rows, const int first, const int vecs
         }
     }
 }
-
-static INLINE int least(int a, int b) { return a < b ? a : b; }
 
 /* sum[i][v] = sum over k < depth[v] of A[i * rs + k * cs] * B[k][v]: one chain of FMAs from zero for every SEGMENT of k, the chains added
  * in ascending order.  One chain for all of k would be half as accurate; the chains' sums wait in registers, or on the stack where registers are few, outside the loop.
@@ -265,167 +234,6 @@ static void clip(void *S_, const void *limit, const int *depth, int vecs)
             v_store(s, v_select(v_lt(v_set1((REAL)j), v_load(end)), v_load(s), v_set1(-INFINITE)));
         }
     }
-}
-
-/* ----------------------------------------------------------------------------------------------------- between rows and panels */
-
-/* Both directions move LANES x LANES squares through v_transpose: a scalar pack and store cost 20-25 % at 128 keys. */
-static INLINE void square_in(const REAL *const *rows, ptrdiff_t c, vec scale, REAL *to)
-{
-    vec t[LANES];
-    UNROLL for (int i = 0; i < LANES; ++i) t[i] = v_load(rows[i] + c);
-    v_transpose(t);
-    UNROLL for (int i = 0; i < LANES; ++i) v_store(to + i * TILE, v_mul(t[i], scale));
-}
-
-static void pack(const void *const *rows_, ptrdiff_t col, int cols, double scale_, int vecs, void *panel)
-{
-    const REAL *const *rows = (const REAL *const *)rows_;
-    const vec scale = v_set1((REAL)scale_);
-    for (int v = 0; v < vecs; ++v, rows += LANES) {
-        REAL *to = (REAL *)panel + v * LANES;
-        int c = 0;
-        if (col == 1)
-            for (; c + LANES <= cols; c += LANES) square_in(rows, c, scale, to + c * TILE);
-        for (; c < cols; ++c) {
-            REAL t[LANES];
-            for (int i = 0; i < LANES; ++i) t[i] = rows[i][c * col];
-            v_store(to + c * TILE, v_mul(v_load(t), scale));
-        }
-    }
-}
-
-static void pack_mask(const uint8_t *const *rows, ptrdiff_t col, int cols, int vecs, void *panel)
-{
-    for (int v = 0; v < vecs; ++v, rows += LANES)
-        for (int c = 0; c < cols; c += LANES) {
-            int n = cols - c < LANES ? cols - c : LANES;
-            vec t[LANES];
-            for (int i = 0; i < LANES; ++i) {
-                uint8_t bytes[LANES] = {0};
-                for (int k = 0; k < n; ++k) bytes[k] = rows[i][(c + k) * col];
-                t[i] = v_load_bytes(bytes);
-            }
-            v_transpose(t);
-            for (int k = 0; k < n; ++k)
-                v_store((REAL *)panel + (c + k) * TILE + v * LANES, v_select(v_eq(t[k], v_set1(0)), v_set1(-INFINITE), v_set1(0)));
-        }
-}
-
-static int every_finite(const void *O, int Dv, const void *l_, int vecs)
-{
-    for (int v = 0; v < vecs; ++v) {
-        const REAL *o = (const REAL *)O + v * LANES;
-        vec l = v_load((const REAL *)l_ + v * LANES), zero = v_set1(0);
-        vec bad[4] = {v_mul(l, zero), zero, zero, zero}; /* 0 * x is 0, or NaN where x is not finite; four chains hide the latency */
-        if (v_any(v_le(l, zero))) return 0;
-        int c = 0;
-        for (; c + 4 <= Dv; c += 4)
-            UNROLL for (int i = 0; i < 4; ++i) bad[i] = v_fma(v_load(o + (c + i) * TILE), zero, bad[i]);
-        for (; c < Dv; ++c) bad[0] = v_fma(v_load(o + c * TILE), zero, bad[0]);
-        vec sum = v_add(v_add(bad[0], bad[1]), v_add(bad[2], bad[3]));
-        if (v_any(v_ne(sum, sum))) return 0;
-    }
-    return 1;
-}
-
-/* fma(O, factor, +0) instead of a product: -0 would tell whether a masked block had been looked at */
-static INLINE void square_out(const REAL *O, vec factor, vec t[LANES])
-{
-    UNROLL for (int i = 0; i < LANES; ++i) t[i] = v_fma(v_load(O + i * TILE), factor, v_set1(0));
-    v_transpose(t);
-}
-
-static void store(const void *O_, int Dv, const void *factor_, int queries, void *const *rows_, ptrdiff_t col)
-{
-    REAL *const *rows = (REAL *const *)rows_;
-    for (int q = 0; q < queries; q += LANES, rows += LANES) {
-        const REAL *O = (const REAL *)O_ + q;
-        const vec factor = v_load((const REAL *)factor_ + q);
-        int live = queries - q < LANES ? queries - q : LANES, c = 0;
-        vec t[LANES];
-        if (col == 1)
-            for (; c + LANES <= Dv; c += LANES) {
-                square_out(O + c * TILE, factor, t);
-                if (live == LANES)
-                    UNROLL for (int i = 0; i < LANES; ++i) v_store(rows[i] + c, t[i]);
-                else
-                    for (int i = 0; i < live; ++i) v_store(rows[i] + c, t[i]);
-            }
-        for (; c < Dv; ++c) {
-            REAL column[LANES];
-            v_store(column, v_fma(v_load(O + c * TILE), factor, v_set1(0)));
-            for (int i = 0; i < live; ++i) rows[i][c * col] = column[i];
-        }
-    }
-}
-
-/* ------------------------------------------------------------------------------------------------- softmax of one long row */
-
-/* e^(x - max) = 2^n p.  x - max is kept to its last bit (TwoDiff, Knuth 1969) and log2(e) is two floats, because an error of half an ulp
- * of x - max, at 80, would be 30 ULP of the result. */
-static INLINE vec exp_parts(vec x, vec max, vec *n)
-{
-    vec d = v_sub(x, max), back = v_sub(d, x);
-    vec error = v_sub(v_sub(x, v_sub(d, back)), v_add(max, back));
-    vec t = v_mul(d, v_set1(1.442695f));
-    vec low = v_fma(d, v_set1(1.4426950408889634 - 1.442695f), v_fma(error, v_set1(1.442695f), v_fma(d, v_set1(1.442695f), v_sub(v_set1(0), t))));
-    *n = v_sub(v_add(t, v_set1(ROUNDER)), v_set1(ROUNDER));
-    return v_exp2_poly(v_add(v_sub(t, *n), low));
-}
-
-static INLINE vec exp_scaled(vec x, vec max, vec factor)
-{
-    vec n, p = v_mul(exp_parts(x, max, &n), factor);
-    vec normal = v_max(v_set1(-126), n); /* 2^n in two steps, so that denormal results round once */
-    vec y = v_mul(v_mul(p, v_scale(v_set1(1), v_add(normal, v_set1(ROUNDER)))), v_scale(v_set1(1), v_add(v_sub(n, normal), v_set1(ROUNDER))));
-    return v_select(v_lt(v_sub(x, max), v_set1(-105)), v_set1(0), y);
-}
-
-static void row_max(const void *x, ptrdiff_t n, void *partial)
-{
-    vec m = v_load(partial), nan = v_set1(0);
-    ptrdiff_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        vec a = v_load((const REAL *)x + i);
-        m = v_max(a, m);
-        nan = v_add(nan, v_select(v_ne(a, a), a, v_set1(0)));
-    }
-    for (; i < n; ++i) {
-        vec a = v_set1(((const REAL *)x)[i]);
-        m = v_max(a, m);
-        nan = v_add(nan, v_select(v_ne(a, a), a, v_set1(0)));
-    }
-    v_store(partial, v_add(m, nan));
-}
-
-static void row_sum(const void *x, ptrdiff_t n, double max_, void *partial)
-{
-    const vec max = v_set1((REAL)max_), one = v_set1(1);
-    vec sum = v_load(partial), lost = v_load((REAL *)partial + LANES);
-    for (ptrdiff_t i = 0; i < n; i += LANES) {
-        int k = n - i < LANES ? (int)(n - i) : LANES;
-        vec e = k == LANES ? exp_scaled(v_load((const REAL *)x + i), max, one)
-                           : exp_scaled(v_load_n((const REAL *)x + i, k), max, one);
-        if (k < LANES) {
-            REAL t[LANES] = {0};
-            v_store_n(t, e, k);
-            e = v_load(t);
-        }
-        vec next = v_add(sum, e), back = v_sub(next, sum); /* TwoSum: a million terms lose nothing */
-        lost = v_add(lost, v_add(v_sub(sum, v_sub(next, back)), v_sub(e, back)));
-        sum = next;
-    }
-    v_store(partial, sum);
-    v_store((REAL *)partial + LANES, lost);
-}
-
-static void row_exp(const void *x, ptrdiff_t n, double max_, double factor_, void *out)
-{
-    const vec max = v_set1((REAL)max_), factor = v_set1((REAL)factor_);
-    ptrdiff_t i = 0;
-    for (; i + LANES <= n; i += LANES) v_store((REAL *)out + i, exp_scaled(v_load((const REAL *)x + i), max, factor));
-    if (i < n) v_store_n((REAL *)out + i, exp_scaled(v_load_n((const REAL *)x + i, (int)(n - i)), max, factor), (int)(n - i));
 }
 
 /* -------------------------------------------------------------------------------------------------------------------- the roof */

@@ -1,0 +1,92 @@
+/* Between rows of arrays and panels of a tile, and the checks on the way out.  Part of kernels_body.h. */
+
+/* Both directions move LANES x LANES squares through v_transpose: a scalar pack and store cost 20-25 % at 128 keys. */
+static INLINE void square_in(const REAL *const *rows, ptrdiff_t c, vec scale, REAL *to)
+{
+    vec t[LANES];
+    UNROLL for (int i = 0; i < LANES; ++i) t[i] = v_load(rows[i] + c);
+    v_transpose(t);
+    UNROLL for (int i = 0; i < LANES; ++i) v_store(to + i * TILE, v_mul(t[i], scale));
+}
+
+static void pack(const void *const *rows_, ptrdiff_t col, int cols, double scale_, int vecs, void *panel)
+{
+    const REAL *const *rows = (const REAL *const *)rows_;
+    const vec scale = v_set1((REAL)scale_);
+    for (int v = 0; v < vecs; ++v, rows += LANES) {
+        REAL *to = (REAL *)panel + v * LANES;
+        int c = 0;
+        if (col == 1)
+            for (; c + LANES <= cols; c += LANES) square_in(rows, c, scale, to + c * TILE);
+        for (; c < cols; ++c) {
+            REAL t[LANES];
+            for (int i = 0; i < LANES; ++i) t[i] = rows[i][c * col];
+            v_store(to + c * TILE, v_mul(v_load(t), scale));
+        }
+    }
+}
+
+static void pack_mask(const uint8_t *const *rows, ptrdiff_t col, int cols, int vecs, void *panel)
+{
+    for (int v = 0; v < vecs; ++v, rows += LANES)
+        for (int c = 0; c < cols; c += LANES) {
+            int n = cols - c < LANES ? cols - c : LANES;
+            vec t[LANES];
+            for (int i = 0; i < LANES; ++i) {
+                uint8_t bytes[LANES] = {0};
+                for (int k = 0; k < n; ++k) bytes[k] = rows[i][(c + k) * col];
+                t[i] = v_load_bytes(bytes);
+            }
+            v_transpose(t);
+            for (int k = 0; k < n; ++k)
+                v_store((REAL *)panel + (c + k) * TILE + v * LANES, v_select(v_eq(t[k], v_set1(0)), v_set1(-INFINITE), v_set1(0)));
+        }
+}
+
+static int every_finite(const void *O, int Dv, const void *l_, int vecs)
+{
+    for (int v = 0; v < vecs; ++v) {
+        const REAL *o = (const REAL *)O + v * LANES;
+        vec l = v_load((const REAL *)l_ + v * LANES), zero = v_set1(0);
+        vec bad[4] = {v_mul(l, zero), zero, zero, zero}; /* 0 * x is 0, or NaN where x is not finite; four chains hide the latency */
+        if (v_any(v_le(l, zero))) return 0;
+        int c = 0;
+        for (; c + 4 <= Dv; c += 4)
+            UNROLL for (int i = 0; i < 4; ++i) bad[i] = v_fma(v_load(o + (c + i) * TILE), zero, bad[i]);
+        for (; c < Dv; ++c) bad[0] = v_fma(v_load(o + c * TILE), zero, bad[0]);
+        vec sum = v_add(v_add(bad[0], bad[1]), v_add(bad[2], bad[3]));
+        if (v_any(v_ne(sum, sum))) return 0;
+    }
+    return 1;
+}
+
+/* fma(O, factor, +0) instead of a product: -0 would tell whether a masked block had been looked at */
+static INLINE void square_out(const REAL *O, vec factor, vec t[LANES])
+{
+    UNROLL for (int i = 0; i < LANES; ++i) t[i] = v_fma(v_load(O + i * TILE), factor, v_set1(0));
+    v_transpose(t);
+}
+
+static void store(const void *O_, int Dv, const void *factor_, int queries, void *const *rows_, ptrdiff_t col)
+{
+    REAL *const *rows = (REAL *const *)rows_;
+    for (int q = 0; q < queries; q += LANES, rows += LANES) {
+        const REAL *O = (const REAL *)O_ + q;
+        const vec factor = v_load((const REAL *)factor_ + q);
+        int live = queries - q < LANES ? queries - q : LANES, c = 0;
+        vec t[LANES];
+        if (col == 1)
+            for (; c + LANES <= Dv; c += LANES) {
+                square_out(O + c * TILE, factor, t);
+                if (live == LANES)
+                    UNROLL for (int i = 0; i < LANES; ++i) v_store(rows[i] + c, t[i]);
+                else
+                    for (int i = 0; i < live; ++i) v_store(rows[i] + c, t[i]);
+            }
+        for (; c < Dv; ++c) {
+            REAL column[LANES];
+            v_store(column, v_fma(v_load(O + c * TILE), factor, v_set1(0)));
+            for (int i = 0; i < live; ++i) rows[i][c * col] = column[i];
+        }
+    }
+}
