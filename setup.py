@@ -36,7 +36,7 @@ def extension(name: str, sources: list[str]) -> Extension:
 
 setup(
     # Named one by one: setuptools takes any src/ for the package root.  The benchmarks ship as qkvc.bench, for `qkvc bench`.
-    packages=["qkvc", "qkvc.models", "qkvc.bench"],
+    packages=["qkvc", "qkvc.integrations", "qkvc.models", "qkvc.bench"],
     package_dir={"qkvc.bench": "bench"},
     package_data={"qkvc": ["py.typed", "*.pyi", "*.pxd"]},
     ext_modules=cythonize(

@@ -4,6 +4,8 @@
 The hot loop is `product_range` in src/kernels_body.h; the algorithm around it is `walk` in qkvc/_attention.pyx.
 """
 
+import sys as _sys
+from importlib import import_module as _import_module
 from importlib.metadata import version as _version
 
 from qkvc.config import get_num_threads, kernels, set_num_threads, show_config, use_kernels
@@ -11,6 +13,9 @@ from qkvc.doors import dot_product_attention, scaled_dot_product_attention
 from qkvc.functional import AttentionOutput, attention, attention_with_lse, concat_heads, logsumexp, softmax, split_heads
 
 __version__ = _version("qkvc")
+
+if "threadpoolctl" in _sys.modules:
+    _import_module("qkvc.integrations.threadpools")
 
 __all__ = [
     "AttentionOutput",

@@ -354,37 +354,28 @@ cdef size_t padded(size_t bytes) noexcept nogil:
     return (bytes + 63) // 64 * 64
 
 
-cdef size_t scratch_bytes(const Problem *p) noexcept nogil:
-    """4 [tile (D + Dv + 3 W) + W (D + Dv where copied)] and a few lines: no term in Lq or Lk beyond a block."""
-    cdef size_t tile = p.kernels.lanes * p.kernels.vecs, keys = min(p.Lk, W)
-    cdef size_t n = padded(sizeof(Scratch)) + padded(tile * p.D * sizeof(float)) + padded(tile * p.Dv * sizeof(float))
-    n += 3 * padded(tile * keys * sizeof(float))
-    if p.copy_key:
-        n += padded(keys * p.D * sizeof(float))
-    if p.copy_value:
-        n += padded(keys * p.Dv * sizeof(float))
-    return n
+cdef float *slot(char *memory, size_t *at, size_t reals) noexcept nogil:
+    cdef char *start = memory + at[0]
+    at[0] += padded(reals * sizeof(float))
+    return <float *>start
 
 
-cdef void carve(const Problem *p, char *memory) noexcept nogil:
-    """Point a worker's Scratch into its share of the memory."""
-    cdef Scratch *s = <Scratch *>memory
-    cdef size_t tile = p.kernels.lanes * p.kernels.vecs, keys = min(p.Lk, W)
-    memory += padded(sizeof(Scratch))
-    s.QT = <float *>memory
-    memory += padded(tile * p.D * sizeof(float))
-    s.O = <float *>memory
-    memory += padded(tile * p.Dv * sizeof(float))
-    s.S = <float *>memory
-    memory += padded(tile * keys * sizeof(float))
-    s.bias = <float *>memory
-    memory += padded(tile * keys * sizeof(float))
-    s.allowed = <float *>memory
-    memory += padded(tile * keys * sizeof(float))
-    s.K = <float *>memory
-    if p.copy_key:
-        memory += padded(keys * p.D * sizeof(float))
-    s.V = <float *>memory
+cdef size_t carve(const Problem *p, char *memory) noexcept nogil:
+    """Lay a worker's Scratch out in its share of the memory, and say how large that is; without memory, only say it.
+
+    4 [tile (D + Dv + 3 W) + W (D + Dv where copied)] bytes and a few lines: no term in Lq, and none in Lk beyond a block.
+    """
+    cdef Scratch measured
+    cdef Scratch *s = <Scratch *>memory if memory != NULL else &measured
+    cdef size_t tile = p.kernels.lanes * p.kernels.vecs, keys = min(p.Lk, W), at = padded(sizeof(Scratch))
+    s.QT = slot(memory, &at, tile * p.D)
+    s.O = slot(memory, &at, tile * p.Dv)
+    s.S = slot(memory, &at, tile * keys)
+    s.bias = slot(memory, &at, tile * keys)
+    s.allowed = slot(memory, &at, tile * keys)
+    s.K = slot(memory, &at, keys * p.D if p.copy_key else 0)
+    s.V = slot(memory, &at, keys * p.Dv if p.copy_value else 0)
+    return at
 
 
 # One piece of scratch is kept between calls: fresh pages would cost a small call more than its arithmetic.  Who finds it takes it; others
@@ -417,7 +408,7 @@ cdef int execute(Plan plan) except -1:
     if tasks == 0:
         return 0
     job.problem = p
-    job.per_worker = scratch_bytes(p)
+    job.per_worker = carve(p, NULL)
     memory = take_memory(workers * job.per_worker)
     if memory == NULL:
         raise MemoryError(f"attention: {workers * job.per_worker} bytes of scratch")

@@ -12,11 +12,12 @@ cdef extern from "pool.h" nogil:
         QKVC_MAX_THREADS
     void qkvc_pool_run(Task task, Idle idle, void *context, Py_ssize_t tasks, int threads)
     int qkvc_pool_started()
+    int qkvc_get_num_threads()
+    void qkvc_set_num_threads(int n)
 
 cdef int count = 0
 cdef const Kernels *const *sets = qkvc_kernel_sets(&count)
 cdef const Kernels *active = sets[0]
-cdef int process_threads = 1
 
 
 cdef const Kernels *kernels_in_use() noexcept nogil:
@@ -70,31 +71,20 @@ cdef int as_threads(object n, str who) except -1:
 
 
 cdef int threads_for(object num_threads) except -1:
-    return process_threads if num_threads is None else as_threads(num_threads, "attention: num_threads")
+    return qkvc_get_num_threads() if num_threads is None else as_threads(num_threads, "attention: num_threads")
 
 
 def set_num_threads(n):
-    global process_threads
-    process_threads = as_threads(n, "set_num_threads: n")
+    qkvc_set_num_threads(as_threads(n, "set_num_threads: n"))
 
 
 def get_num_threads():
-    return process_threads
+    return qkvc_get_num_threads()
 
 
 def pool_started():
     """Threads the pool keeps, the callers' own not counted."""
     return qkvc_pool_started()
-
-
-# threadpoolctl finds these two by name in the shared object (qkvc/integrations/threadpools.py).
-cdef public int qkvc_get_num_threads() noexcept nogil:
-    return process_threads
-
-
-cdef public void qkvc_set_num_threads(int n) noexcept nogil:
-    global process_threads
-    process_threads = 1 if n < 1 else n if n < QKVC_MAX_THREADS else QKVC_MAX_THREADS
 
 
 # ------------------------------------------------------------------------------------------------------------- tests and benchmarks
@@ -143,18 +133,17 @@ def fma_peak(int num_threads, double seconds=0.1):
 # ----------------------------------------------------------------------------------------------------------------------- at import
 
 cdef int _configure() except -1:
-    global process_threads
     cdef object isa = os.environ.get("QKVC_ISA"), threads = os.environ.get("QKVC_NUM_THREADS")
     if isa:
         try:
             select_kernels(isa)
         except ValueError:
             raise ImportError(f"QKVC_ISA: expected one of {', '.join(kernels())} (what this CPU can run), got {isa!r}") from None
-    process_threads = min(available_cpus(), QKVC_MAX_THREADS)
+    qkvc_set_num_threads(available_cpus())
     if threads:
         if not threads.isdecimal() or int(threads) < 1:
             raise ImportError(f"QKVC_NUM_THREADS: expected an integer of 1 or more, got {threads!r}")
-        process_threads = min(int(threads), QKVC_MAX_THREADS)
+        qkvc_set_num_threads(min(int(threads), QKVC_MAX_THREADS))
     return 0
 
 

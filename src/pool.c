@@ -191,6 +191,15 @@ static void grow(int wanted)
 
 int qkvc_pool_started(void) { return pool.started; }
 
+static atomic_int process_threads = 1;
+
+__attribute__((visibility("default"))) int qkvc_get_num_threads(void) { return atomic_load(&process_threads); }
+
+__attribute__((visibility("default"))) void qkvc_set_num_threads(int n)
+{
+    atomic_store(&process_threads, n < 1 ? 1 : n > QKVC_MAX_THREADS ? QKVC_MAX_THREADS : n);
+}
+
 static void wait_for_workers(qkvc_idle idle)
 {
     int64_t end = now_ns() + SPIN_NS;

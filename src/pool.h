@@ -17,6 +17,11 @@ typedef void (*qkvc_idle)(void *context); /* called on the caller's thread every
 
 void qkvc_pool_run(qkvc_task task, qkvc_idle idle, void *context, ptrdiff_t tasks, int threads);
 
+/* How many threads a call may use, the process's setting.  The only symbols of the extension that others see: threadpoolctl finds them by
+ * name (qkvc/integrations/threadpools.py). */
+int qkvc_get_num_threads(void);
+void qkvc_set_num_threads(int n);
+
 /* Threads the pool has started and not yet stopped. */
 int qkvc_pool_started(void);
 

@@ -1,0 +1,1 @@
+"""Where qkvc meets other packages.  Each module imports its package itself."""
