@@ -121,9 +121,12 @@ def prepare(name: str, rival: Rival, problem: Problem, effort: Effort) -> tuple[
 
 
 def trial(form: Form) -> float:
-    """Best of at most three calls within about 0.2 s: enough to choose a form."""
+    """Seconds per call, well enough to choose a form: the best of up to three short series, or one call where that takes long."""
     first = time_calls(form, 1)
-    return min([first, *(time_calls(form, 1) for _ in range(min(2, int(0.2 / first))))])
+    if first > 0.5:
+        return first
+    calls = max(1, min(1000, int(0.02 / first)))  # in a row, since a small call after a pause mostly waits for sleeping threads
+    return min(time_calls(form, calls) for _ in range(max(1, min(3, int(0.2 / (first * calls))))))
 
 
 def read_bandwidth(buffer: Floats, threads: int) -> float:
