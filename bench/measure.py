@@ -15,8 +15,8 @@ import numpy as np
 from qkvc import _kernels
 
 from .cases import Case, Floats, Problem
+from .forms import CannotExpress, Form, Rival
 from .results import CaseResult, Contestant
-from .rivals import CannotExpress, Form, Rival
 
 # float32 implementations differ from float64 by about 1e-6 on these inputs, half precision in disguise by 1e-3.
 TOLERANCE = 1e-4

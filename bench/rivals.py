@@ -2,7 +2,7 @@
 
 A rival is a function that yields its forms for a problem: the framework's own call, heads of a group stacked into the query
 length, another layout, plain matrix products.  All conversions happen before a form is handed out; what is timed is one call.
-Which form is best is not judged here but measured (`run.py`), and so is whether it is right.
+Which form is best is not judged here but measured (`measure.py`), and so is whether it is right.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import partial, wraps
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib import import_module
 from itertools import product
-from typing import Any, ParamSpec
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,26 +22,19 @@ from numpy.typing import NDArray
 import qkvc
 
 from .cases import Floats, Problem, row_blocks
-
-P = ParamSpec("P")
-Setting = Callable[[], AbstractContextManager[Any]]
-
-
-class CannotExpress(Exception):
-    """The rival has no way to ask for this."""
-
-
-@dataclass(frozen=True)
-class Form:
-    """One way to compute a problem."""
-
-    name: str
-    call: Callable[[], Any]
-    result: Callable[[Any], NDArray[Any]] = np.asarray  # what `call` returned, as (B, H, L, D)
-    setting: Setting = nullcontext  # entered around the calls, outside the time measured
-
-
-Rival = Callable[[Problem, int], Iterator[Form]]
+from .forms import (
+    CannotExpress,
+    Form,
+    Rival,
+    Setting,
+    additive_mask,
+    flat_heads,
+    native_causal,
+    output_shape,
+    reported,
+    room_for_scores,
+    stacked_heads,
+)
 
 
 def ours(problem: Problem, threads: int, isa: str | None = None) -> Iterator[Form]:
@@ -69,82 +61,6 @@ def ours(problem: Problem, threads: int, isa: str | None = None) -> Iterator[For
     yield Form("attention", partial(qkvc.attention, *arrays, **options), result, setting)
 
 
-# ------------------------------------------------------------------------------------------------------------------ shared by rivals
-
-
-def _room_for_scores(problem: Problem) -> bool:
-    """Whether all L_q×L_k scores fit into memory three times over: as scores, masked or shifted, and as weights."""
-    c = problem.case
-    try:
-        free = int(import_module("psutil").virtual_memory().available)
-    except ModuleNotFoundError:
-        free = 4 << 30
-    return 3 * 4 * c.batch * c.heads * c.queries * c.keys <= free
-
-
-def _reported(build: Callable[P, Form]) -> Callable[P, Form]:
-    """A form that cannot be built becomes one whose call says why, so that those after it still get their chance."""
-
-    @wraps(build)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Form:
-        try:
-            return build(*args, **kwargs)
-        except Exception as error:  # anything a framework's compiler may raise
-            return Form(str(args[0]), partial(_refuse, error))
-
-    return wrapper
-
-
-def _refuse(error: Exception) -> None:
-    raise error
-
-
-def _native_causal(problem: Problem) -> bool:
-    """Whether the frameworks' `is_causal`, whose diagonal starts top-left, says all there is to say."""
-    c = problem.case
-    return bool(c.causal) and c.diagonal == 0 and not c.mask
-
-
-def _additive(problem: Problem, causal_too: bool = False) -> Floats | None:
-    """Bias and masks as one float array to add; None where there is nothing to say, or nothing that `is_causal` does not say."""
-    c = problem.case
-    if c.sees_all or (_native_causal(problem) and not causal_too):
-        return None
-    if not c.causal and problem.mask is None:
-        return problem.bias
-    bias = np.float32(0) if problem.bias is None else problem.bias
-    return np.where(problem.allowed, bias, np.float32(-np.inf))
-
-
-def _stacked(problem: Problem) -> tuple[tuple[int, int, int, int], Floats | None] | None:
-    """Shape of the query with the heads of a group stacked into its length, and the mask for it; None where that is wrong or of no use.
-
-    It makes a group read its keys once.  With an explicit mask it is offered for few queries only: the causal half that it makes a kernel
-    compute costs more than it saves when there are many.
-    """
-    c = problem.case
-    shape = (c.batch, c.kv_heads, c.group * c.queries, c.dim)
-    if c.group == 1:
-        return None
-    if c.sees_all:
-        return shape, None
-    extra = _additive(problem)
-    if extra is None or extra.shape[1] > 1 or c.queries > 64:
-        return None
-    rows = np.broadcast_to(extra, (*extra.shape[:2], c.queries, c.keys))
-    return shape, np.tile(rows, (1, 1, c.group, 1))
-
-
-def _output(problem: Problem) -> tuple[int, int, int, int]:
-    c = problem.case
-    return (c.batch, c.heads, c.queries, c.v_dim)
-
-
-def _flat(x: NDArray[Any]) -> NDArray[Any]:
-    """(B, H, L, D) as contiguous (B, L, H·D); no copy if it lies so already."""
-    return np.ascontiguousarray(x.swapaxes(1, 2)).reshape(x.shape[0], x.shape[2], -1)
-
-
 # ---------------------------------------------------------------------------------------------------------------- PyTorch, zentorch
 
 
@@ -166,21 +82,21 @@ def torch(problem: Problem, threads: int) -> Iterator[Form]:
     c = problem.case
     sdpa = torch.nn.functional.scaled_dot_product_attention
     q, k, v = (torch.from_numpy(x) for x in (problem.query, problem.key, problem.value))
-    options = {"is_causal": True} if _native_causal(problem) else {}
+    options = {"is_causal": True} if native_causal(problem) else {}
     options |= {"enable_gqa": True} if c.group > 1 else {}
-    form = partial(Form, result=lambda y: np.asarray(y).reshape(_output(problem)), setting=partial(_torch_setting, threads))
-    extra = _additive(problem)
+    form = partial(Form, result=lambda y: np.asarray(y).reshape(output_shape(problem)), setting=partial(_torch_setting, threads))
+    extra = additive_mask(problem)
     if extra is None:
         yield form("sdpa", partial(sdpa, q, k, v, **options))
     else:
         yield form("sdpa, float mask", partial(sdpa, q, k, v, torch.from_numpy(extra), **options))
     if extra is not None and problem.bias is None:
         yield form("sdpa, bool mask", partial(sdpa, q, k, v, torch.from_numpy(problem.allowed), **options))
-    if stacked := _stacked(problem):
+    if stacked := stacked_heads(problem):
         shape, rows = stacked
         tall = None if rows is None else torch.from_numpy(rows)
         yield form("sdpa, heads stacked", lambda: sdpa(q.reshape(shape), k, v, attn_mask=tall))
-    if c.sees_all and _room_for_scores(problem):
+    if c.sees_all and room_for_scores(problem):
         kt, scale, groups = k.transpose(-1, -2), c.dim**-0.5, (c.batch, c.kv_heads, c.group * c.queries, c.dim)
         yield form("matmul, softmax, matmul", lambda: torch.softmax((q.reshape(groups) @ kt).mul_(scale), -1) @ v)
 
@@ -191,20 +107,20 @@ def zentorch(problem: Problem, threads: int) -> Iterator[Form]:
     import_module("zentorch")  # registers its operators with torch
 
     q, k, v = (torch.from_numpy(x) for x in (problem.query, problem.key, problem.value))
-    extra = _additive(problem)  # its masks are floats
+    extra = additive_mask(problem)  # its masks are floats
     mask = None if extra is None else torch.from_numpy(extra)
-    causal = _native_causal(problem)
+    causal = native_causal(problem)
     ops = torch.ops.zentorch
     form = partial(Form, setting=partial(_torch_setting, threads))
 
     def first(results: Any) -> NDArray[Any]:
-        return np.asarray(results[0]).reshape(_output(problem))
+        return np.asarray(results[0]).reshape(output_shape(problem))
 
     yield form("sdpa", partial(ops.zentorch_sdpa, q, k, v, 0.0, causal, attn_mask=mask), first)
     if mask is None:
-        out = torch.empty(_output(problem))
+        out = torch.empty(output_shape(problem))
         yield form("sdpa into out", partial(ops.zentorch_sdpa_attn, q, k, v, out, None, causal), lambda _: out.numpy())
-    if stacked := _stacked(problem):
+    if stacked := stacked_heads(problem):
         shape, rows = stacked
         tall = None if rows is None else torch.from_numpy(rows)
         yield form("sdpa, heads stacked", lambda: ops.zentorch_sdpa(q.reshape(shape), k, v, attn_mask=tall), first)
@@ -223,10 +139,10 @@ def onnxruntime(problem: Problem, threads: int) -> Iterator[Form]:
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
 
-    @_reported
+    @reported
     def bound(name: str, domain: str, inputs: dict[str, Any], flat: bool, aliases: Sequence[str] = (), **attributes: Any) -> Form:
         """One operator; `aliases` are inputs that its further outputs write in place."""
-        shape = (c.batch, c.queries, c.heads * c.v_dim) if flat else _output(problem)
+        shape = (c.batch, c.queries, c.heads * c.v_dim) if flat else output_shape(problem)
         held = {key: ort.OrtValue.ortvalue_from_numpy(x) for key, x in inputs.items() if x is not None}
         out = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32)
         infos = {
@@ -256,10 +172,10 @@ def onnxruntime(problem: Problem, threads: int) -> Iterator[Form]:
         return Form(f"{name}, {'BLHD' if flat else 'BHLD'}", partial(session.run_with_iobinding, binding), result)
 
     q, k, v = problem.query, problem.key, problem.value
-    flat = {"query": _flat(q), "key": _flat(k), "value": _flat(v)}
-    extra = _additive(problem)
+    flat = {"query": flat_heads(q), "key": flat_heads(k), "value": flat_heads(v)}
+    extra = additive_mask(problem)
     full = None if extra is None else np.ascontiguousarray(np.broadcast_to(extra, (*extra.shape[:2], c.queries, c.keys)))
-    causal = _native_causal(problem)
+    causal = native_causal(problem)
     standard: dict[str, Any] = {"is_causal": int(causal)}
     yield bound("Attention", "", {**flat, "mask": full}, True, q_num_heads=c.heads, kv_num_heads=c.kv_heads, **standard)
     if c.layout == "bhld":
@@ -271,7 +187,7 @@ def onnxruntime(problem: Problem, threads: int) -> Iterator[Form]:
         # All but the last L_q keys lie in its cache, which it extends in place.
         past = c.keys - c.queries
         cache = {"past_key": np.array(k, order="C"), "past_value": np.array(v, order="C")}
-        new = {"query": flat["query"], "key": _flat(k[:, :, past:]), "value": _flat(v[:, :, past:])}
+        new = {"query": flat["query"], "key": flat_heads(k[:, :, past:]), "value": flat_heads(v[:, :, past:])}
         lengths = {"seqlens": np.full(c.batch, c.keys - 1, np.int32), "total": np.array(c.keys, np.int32)}
         heads: dict[str, Any] = {"num_heads": c.heads, "kv_num_heads": c.kv_heads, "causal": int(bool(c.causal))}
         yield bound("GroupQueryAttention", "com.microsoft", {**new, **cache, **lengths}, True, ("past_key", "past_value"), **heads)
@@ -286,12 +202,12 @@ def openvino(problem: Problem, threads: int) -> Iterator[Form]:
     op: Any = import_module("openvino.opset13")
 
     c = problem.case
-    extra = _additive(problem)
-    causal = _native_causal(problem)
+    extra = additive_mask(problem)
+    causal = native_causal(problem)
     core = ov.Core()
     config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
 
-    @_reported
+    @reported
     def compiled(name: str, repeat: bool, query_shape: tuple[int, ...] | None = None, mask: Floats | None = extra) -> Form:
         swapped = c.layout == "blhd"
         arrays: list[Any] = [x.swapaxes(1, 2) if swapped else x for x in (problem.query, problem.key, problem.value)]
@@ -308,7 +224,7 @@ def openvino(problem: Problem, threads: int) -> Iterator[Form]:
                 nodes[i] = op.reshape(wide, op.constant([c.batch, c.heads, c.keys, width]), False)
         out = op.scaled_dot_product_attention(*nodes, causal=causal)
         if swapped:
-            out = op.transpose(op.reshape(out, op.constant(list(_output(problem))), False), op.constant([0, 2, 1, 3]))
+            out = op.transpose(op.reshape(out, op.constant(list(output_shape(problem))), False), op.constant([0, 2, 1, 3]))
         request = core.compile_model(ov.Model([out], inputs, "attention"), "CPU", config).create_infer_request()
         for i, x in enumerate(arrays):
             request.set_input_tensor(i, ov.Tensor(x, shared_memory=True))
@@ -316,12 +232,12 @@ def openvino(problem: Problem, threads: int) -> Iterator[Form]:
         def result(_: Any) -> NDArray[Any]:
             assert arrays  # the request reads their memory: they must live as long as this form
             y: NDArray[Any] = request.get_output_tensor(0).data
-            return y.swapaxes(1, 2) if swapped else y.reshape(_output(problem))
+            return y.swapaxes(1, 2) if swapped else y.reshape(output_shape(problem))
 
         return Form(name, request.infer, result)
 
     yield compiled("graph, heads repeated" if c.group > 1 else "graph", c.group > 1)
-    if stacked := _stacked(problem):
+    if stacked := stacked_heads(problem):
         yield compiled("graph, heads stacked", False, *stacked)
 
 
@@ -331,16 +247,16 @@ def jax(problem: Problem, threads: int) -> Iterator[Form]:
     jnp: Any = import_module("jax.numpy")
 
     c = problem.case
-    if not _room_for_scores(problem):
+    if not room_for_scores(problem):
         raise CannotExpress("it lays out all scores, and they do not fit into memory")
     cpu = jax.devices("cpu")[0]
-    causal = _native_causal(problem)
+    causal = native_causal(problem)
     mask = problem.allowed if c.causal and not causal and not c.sees_all else problem.mask
     attend = partial(jax.nn.dot_product_attention, is_causal=causal)
     where = {"mask": mask, "bias": problem.bias}
     extra = {name: jax.device_put(x, cpu) for name, x in where.items() if x is not None}
 
-    @_reported
+    @reported
     def compiled(name: str, function: Callable[..., Any], arrays: list[NDArray[Any]], swapped: bool) -> Form:
         inputs = [jax.device_put(np.ascontiguousarray(x), cpu) for x in arrays]
         call = jax.jit(function).lower(*inputs, **extra).compile()
@@ -358,7 +274,7 @@ def jax(problem: Problem, threads: int) -> Iterator[Form]:
         seen = jnp.tril(jnp.ones((c.queries, c.keys), bool)) if causal else mask
         scores = scores if seen is None else jnp.where(seen, scores, -jnp.inf)
         weights = jax.nn.softmax(scores.reshape(shape), -1).reshape(*rows, c.keys)
-        return jnp.matmul(weights, v).reshape(_output(problem))
+        return jnp.matmul(weights, v).reshape(output_shape(problem))
 
     arrays = [problem.query, problem.key, problem.value]
     yield compiled("dot_product_attention", attend, [x.swapaxes(1, 2) for x in arrays], True)
@@ -388,7 +304,7 @@ def numpy(problem: Problem, threads: int) -> Iterator[Form]:
     kt, v = problem.key.swapaxes(-1, -2), problem.value
     by_group = (c.batch, c.kv_heads, c.group, c.queries)
     q = problem.query.reshape(*by_group, c.dim)
-    extra = _additive(problem, causal_too=True)
+    extra = additive_mask(problem, causal_too=True)
     if extra is not None:
         extra = np.broadcast_to(extra, (c.batch, c.heads, c.queries, c.keys)).reshape(*by_group, c.keys)
 
@@ -418,9 +334,9 @@ def numpy(problem: Problem, threads: int) -> Iterator[Form]:
                     done.result()
             return out
 
-        return Form(name, call, lambda y: y.reshape(_output(problem)), _limited(threads if pool is None else 1))
+        return Form(name, call, lambda y: y.reshape(output_shape(problem)), _limited(threads if pool is None else 1))
 
-    if _room_for_scores(problem):
+    if room_for_scores(problem):
         yield form("whole", [((slice(None), slice(None)), slice(0, c.queries))])
     if c.queries * c.keys > 64 * 64:
         # 256 rows: a block of scores stays near the L2 cache up to about 1,000 keys, and its products are still large.

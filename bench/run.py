@@ -20,9 +20,10 @@ from qkvc._console import table as print_table
 
 from . import report
 from .cases import ALIGNMENTS, CASES, Case, select
+from .forms import Rival
 from .measure import READ_BYTES, Effort, measure
 from .results import Result
-from .rivals import RIVALS, Rival, ours
+from .rivals import RIVALS, ours
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:

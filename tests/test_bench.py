@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from qkvc.bench import report
 from qkvc.bench.cases import CASES, QUICK, Case, Goal, Problem, select
+from qkvc.bench.forms import CannotExpress, Form
 from qkvc.bench.measure import Effort, measure, prepare, rotated
 from qkvc.bench.results import CaseResult, Contestant, Result, estimate
-from qkvc.bench.rivals import RIVALS, CannotExpress, Form, ours
+from qkvc.bench.rivals import RIVALS, ours
 from qkvc.bench.run import main
 
 import qkvc
