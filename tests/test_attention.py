@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
@@ -29,83 +30,100 @@ FEATURES: tuple[tuple[tuple[int, int], dict[str, Any]], ...] = (
     ((4, 2), {"bias": 1.0}),
     ((2, 2), {"causal": "top-left"}),
     ((8, 1), {"mask": 0.3}),
-    ((1, 1), {"scale": 1.0}),
+    ((1, 1), {"scale": 0.7}),
 )
+ROWS = 64  # so many queries per configuration at least, in a batch: of a few numbers, the error is a matter of luck
+
+PROMISED = {2: 1.0, 1: 0.95}  # share of the configurations whose error beyond the floor is at most so many times that of naive float32
+
+Arrays = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 
 
-def heavy_tail(rng: np.random.Generator, q: NDArray[Any], k: NDArray[Any], v: NDArray[Any]) -> None:
-    for x in (q, k, v):
-        x *= rng.standard_gamma(2, (*x.shape[:-1], 1)) ** -0.5
+def heavy_tail(rng: np.random.Generator, q: NDArray[Any], k: NDArray[Any], v: NDArray[Any]) -> Arrays:
+    return tuple(x * rng.standard_gamma(2, (*x.shape[:-1], 1)) ** -0.5 for x in (q, k, v))
 
 
-def sink(rng: np.random.Generator, q: NDArray[Any], k: NDArray[Any], v: NDArray[Any]) -> None:
-    k[..., 0, :] = 4 * q.mean(-2)[..., : k.shape[-3], :]
+def sink(rng: np.random.Generator, q: NDArray[Any], k: NDArray[Any], v: NDArray[Any]) -> Arrays:
+    """Every query likes the first key best, by far."""
+    direction = np.ones(q.shape[-1]) / np.sqrt(q.shape[-1])
+    k[..., 0, :] = 10 * direction
+    return q + 2 * direction, k, v
 
 
-def near_tie(rng: np.random.Generator, q: NDArray[Any], k: NDArray[Any], v: NDArray[Any]) -> None:
-    k[...] = k[..., :1, :] + 1e-4 * k
+def near_tie(rng: np.random.Generator, q: NDArray[Any], k: NDArray[Any], v: NDArray[Any]) -> Arrays:
+    return q, k[..., :1, :] + 1e-4 * k, v
 
 
-def spikes(rng: np.random.Generator, q: NDArray[Any], k: NDArray[Any], v: NDArray[Any]) -> None:
-    """Scores up to about +-88, where exp leaves float32's range."""
-    scores = np.abs(q[..., : k.shape[-3], :, :] @ k.swapaxes(-1, -2)).max() / np.sqrt(q.shape[-1])
-    k *= 88 / scores
+def spikes(rng: np.random.Generator, q: NDArray[Any], k: NDArray[Any], v: NDArray[Any]) -> Arrays:
+    """Default-scaled scores up to +-88, where exp leaves float32's range."""
+    group = q.shape[-3] // k.shape[-3]
+    return q, k * 88 / (np.abs(q @ k.repeat(group, -3).swapaxes(-1, -2)).max() / np.sqrt(q.shape[-1])), v
 
 
-LAWS = {"normal": None, "heavy tail": heavy_tail, "sink": sink, "near tie": near_tie, "spikes": spikes}
+LAWS: dict[str, Any] = {
+    "normal": lambda rng, q, k, v: (q, k, v),
+    "heavy tail": heavy_tail,
+    "sink": sink,
+    "near tie": near_tie,
+    "spikes": spikes,
+}
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_accuracy_promise(rng: np.random.Generator, figures: list[str], law: str) -> None:
-    """At most twice the error of naive float32 NumPy plus 2u max|ref| on every case, at most equal plus that floor on 95 % of them."""
-    ratios: dict[str, list[float]] = {isa: [] for isa in qkvc.kernels()}
-    broken = []
-    for n, (d, lengths) in enumerate(itertools.product(DIMS, LENGTHS)):
+def configurations(rng: np.random.Generator, rows: int = 0, thin: int = 1) -> Iterator[tuple[str, str, Arrays, dict[str, Any]]]:
+    """Law, description, inputs and options of each configuration, or of every `thin`-th one."""
+    for n, (law, d, lengths) in enumerate(itertools.product(LAWS, DIMS, LENGTHS)):
+        if n % thin:
+            continue
         heads, feature = FEATURES[n % len(FEATURES)]
-        q, k, v = operands(rng, (), heads, lengths, (d, DIMS[-1 - n % 28]))
-        if LAWS[law]:
-            LAWS[law](rng, q, k, v)
+        batch = (-(-rows // (heads[0] * lengths[0])),) if rows else ()
+        arrays = LAWS[law](rng, *operands(rng, batch, heads, lengths, (d, DIMS[-1 - n % 28])))
         options = dict(feature)
         if "mask" in options:
             options["mask"] = rng.random((heads[0], *lengths)) < options["mask"]
         if "bias" in options:
             options["bias"] = normal(rng, heads[0], *lengths)
-        exact = reference.reference(q, k, v, **options).out
-        naive = np.abs(reference.naive32(q, k, v, **options) - exact).max()
+        yield law, f"{law} D={d} {lengths} {heads} {feature}", tuple(x.astype(np.float32) for x in arrays), options
+
+
+def test_accuracy_promise(rng: np.random.Generator, figures: list[str]) -> None:
+    """At most twice the error of naive float32 NumPy plus 2u max|ref| on every case, at most equal plus that floor on 95 % of them."""
+    ratios: dict[str, dict[str, list[float]]] = {isa: {law: [] for law in LAWS} for isa in qkvc.kernels()}
+    broken: dict[str, list[str]] = {isa: [] for isa in ratios}
+    for law, what, arrays, options in configurations(rng, ROWS):
+        exact = reference.reference(*arrays, **options).out
+        naive = np.abs(reference.naive32(*arrays, **options) - exact).max()
         floor = 2 * reference.UNIT * np.abs(exact).max()
         for isa in qkvc.kernels():
             with qkvc.use_kernels(isa):
-                error = np.abs(qkvc.attention(q, k, v, **options) - exact).max()
-            if not error <= 2 * naive + floor:
-                broken.append(f"{isa} D={d} {lengths} {heads} {feature}: {error:.3g}, naive {naive:.3g}, floor {floor:.3g}")
-            ratios[isa].append(max(0.0, error - floor) / naive if naive else float(error > floor))
-    for isa, ratio in ratios.items():
-        assert len(ratio) == len(DIMS) * len(LENGTHS)
-        low, middle, high = np.quantile(ratio, [0.05, 0.5, 0.95])
-        equal = np.mean(np.array(ratio) <= 1)
-        figures.append(
-            f"error beyond the floor / error of naive float32, {law}, {isa}, {len(ratio)} configurations: "
-            f"5 % {low:.2f}, median {middle:.2f}, 95 % {high:.2f}, largest {max(ratio):.2f}; at most 1 on {equal:.1%}"
-        )
-        assert equal >= 0.95, figures[-1]
-    assert not broken, f"{len(broken)} cases: " + "; ".join(broken[:8])
+                error = np.abs(qkvc.attention(*arrays, **options) - exact).max()
+            ratios[isa][law].append(max(0.0, error - floor) / max(naive, 1e-30))
+            if error > max(PROMISED) * naive + floor:
+                broken[isa].append(f"{what}: {error:.3g}, naive {naive:.3g}, floor {floor:.3g}")
+    failures = []
+    for isa, by_law in ratios.items():
+        everything = np.concatenate(list(by_law.values()))
+        assert everything.size >= 2000
+        assert np.isfinite(everything).all()
+        for law, ratio in {**by_law, "all": everything}.items():
+            low, middle, high = np.quantile(ratio, [0.05, 0.5, 0.95])
+            figures.append(
+                f"(error - floor) / error of naive float32, {isa}, {law}, {len(ratio)} configurations: 5 % {low:.2f}, "
+                f"median {middle:.2f}, 95 % {high:.2f}, largest {max(ratio):.2f}; at most 1 on {np.mean(np.array(ratio) <= 1):.2%}"
+            )
+        for times, share in PROMISED.items():
+            if np.mean(everything <= times) < share:
+                failures.append(f"{isa}: at most {times} on {np.mean(everything <= times):.2%}, promised {share:.0%}; {broken[isa][:4]}")
+    assert not failures, "\n".join(failures)
 
 
 def test_every_element_is_within_its_certificate(isa: str, rng: np.random.Generator, figures: list[str]) -> None:
     """The ratio above is blind where naive is bad too; this bound is a proof for every element on its own."""
     assert qkvc.show_config("dicts")["tile"]["keys per block"] <= reference.BLOCK
     worst, elements = 0.0, 0
-    for n, (law, d, lengths) in enumerate(itertools.product(LAWS, DIMS[::3], LENGTHS[::2])):
-        heads, feature = FEATURES[n % len(FEATURES)]
-        options = {name: x for name, x in feature.items() if name not in ("mask", "bias")}
-        q, k, v = operands(rng, (), heads, lengths, (d, 9))
-        if LAWS[law]:
-            LAWS[law](rng, q, k, v)
-        if "bias" in feature:
-            options["bias"] = normal(rng, *lengths)
-        error = np.abs(qkvc.attention(q, k, v, **options) - reference.reference(q, k, v, **options).out)
-        bound = reference.certificate(q, k, v, **options)
-        assert (error <= bound).all(), f"{law} D={d} {lengths} {feature}: {np.nanmax(error / bound):.2f} of the bound"
+    for _, what, arrays, options in configurations(rng, thin=5):
+        error = np.abs(qkvc.attention(*arrays, **options) - reference.reference(*arrays, **options).out)
+        bound = reference.certificate(*arrays, **options)
+        assert (error <= bound).all(), f"{what}: {np.nanmax(error / bound):.2f} of the bound"
         worst = max(worst, (error / np.maximum(bound, 1e-45)).max(initial=0))
         elements += error.size
     figures.append(f"error / certificate, {isa}: largest {worst:.3f} of {elements} elements")

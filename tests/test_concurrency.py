@@ -415,16 +415,18 @@ def test_workers_block_signals() -> None:
     )
 
 
-@pytest.mark.parametrize("order", ["import qkvc, threadpoolctl", "import threadpoolctl, qkvc"])
+@pytest.mark.parametrize("order", ["import threadpoolctl, qkvc", "import qkvc, threadpoolctl, qkvc.integrations.threadpools"])
 def test_threadpoolctl(order: str) -> None:
+    """It sees the threads and limits them, whichever of the two was imported first."""
     pytest.importorskip("threadpoolctl", reason="threadpoolctl is not installed")
     run_child(f"""
         {order}
         qkvc.set_num_threads(2)
-        mine = [pool for pool in threadpoolctl.threadpool_info() if pool["internal_api"] == "qkvc" or pool["prefix"] == "qkvc"]
+        mine = [pool for pool in threadpoolctl.threadpool_info() if pool["internal_api"] == "qkvc"]
         assert len(mine) == 1, threadpoolctl.threadpool_info()
         assert mine[0]["num_threads"] == 2
-        with threadpoolctl.threadpool_limits(1):
-            assert qkvc.get_num_threads() == 1
-        assert qkvc.get_num_threads() == 2
+        for limits in (dict(limits=1), dict(limits=1, user_api="qkvc"), dict(limits={{"qkvc": 1}})):
+            with threadpoolctl.threadpool_limits(**limits):
+                assert qkvc.get_num_threads() == 1
+            assert qkvc.get_num_threads() == 2
     """)
