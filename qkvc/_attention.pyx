@@ -71,8 +71,9 @@ cdef struct Job:
 # ------------------------------------------------------------------------------------------------------------------------ one tile
 
 cdef struct Tile:
-    Py_ssize_t batch, kv_head
     int vecs, queries
+    const float *K     # row 0 of its key and value head
+    const float *V
     int64_t keys       # keys that any of its queries may see
 
 
@@ -92,29 +93,32 @@ cdef Tile lay_out(const Problem *p, Scratch *s, Py_ssize_t task) noexcept nogil:
     last query repeat it.  The tiles of one (batch item, key head) follow each other, heaviest first.
     """
     cdef Tile t
-    cdef Py_ssize_t lanes = p.kernels.lanes, index = p.tiles - 1 - task % p.tiles, first, last, i, row, q, h, lane_row
+    cdef Py_ssize_t lanes = p.kernels.lanes, index = p.tiles - 1 - task % p.tiles
+    cdef Py_ssize_t batch, kv_head, first, last, i, row, q, h, lane_row
     task //= p.tiles
-    t.kv_head = task % p.kv_heads
-    t.batch = task // p.kv_heads
+    kv_head = task % p.kv_heads
+    batch = task // p.kv_heads
+    t.K = <const float *>p.key.data + batch_offset(p, &p.key, batch) + kv_head * p.key.head
+    t.V = <const float *>p.value.data + batch_offset(p, &p.value, batch) + kv_head * p.value.head
     first = p.vectors * index // p.tiles
     last = p.vectors * (index + 1) // p.tiles
     t.vecs = <int>(last - first)
     row = first * lanes
     t.queries = <int>(min(last * lanes, p.rows) - row)
 
-    cdef int64_t length = p.lengths[t.batch] if p.lengths else p.Lk
-    cdef int64_t offset = p.offsets[t.batch] if p.offsets else p.offset
-    cdef char *query = p.query.data + batch_offset(p, &p.query, t.batch) * sizeof(float)
-    cdef char *out = p.out.data + batch_offset(p, &p.out, t.batch) * sizeof(float)
-    cdef char *mask = p.mask.data + batch_offset(p, &p.mask, t.batch) if p.has_mask else NULL
-    cdef char *bias = p.bias.data + batch_offset(p, &p.bias, t.batch) * sizeof(float) if p.has_bias else NULL
+    cdef int64_t length = p.lengths[batch] if p.lengths else p.Lk
+    cdef int64_t offset = p.offsets[batch] if p.offsets else p.offset
+    cdef char *query = p.query.data + batch_offset(p, &p.query, batch) * sizeof(float)
+    cdef char *out = p.out.data + batch_offset(p, &p.out, batch) * sizeof(float)
+    cdef char *mask = p.mask.data + batch_offset(p, &p.mask, batch) if p.has_mask else NULL
+    cdef char *bias = p.bias.data + batch_offset(p, &p.bias, batch) * sizeof(float) if p.has_bias else NULL
     for i in range(t.vecs * lanes):
         lane_row = min(row + i, p.rows - 1)
         q = lane_row // p.group
-        h = t.kv_head * p.group + lane_row % p.group
+        h = kv_head * p.group + lane_row % p.group
         s.query[i] = query + (h * p.query.head + q * p.query.row) * <Py_ssize_t>sizeof(float)
         s.out[i] = out + (h * p.out.head + q * p.out.row) * <Py_ssize_t>sizeof(float)
-        s.index[i] = (t.batch * p.heads + h) * p.Lq + q
+        s.index[i] = (batch * p.heads + h) * p.Lq + q
         if p.has_mask:
             s.mask_row[i] = <uint8_t *>mask + h * p.mask.head + q * p.mask.row
         if p.has_bias:
@@ -128,36 +132,26 @@ cdef void walk(Job *job, Scratch *s, const Tile *t, int worker, bint careful) no
     """One tile of queries against every block of keys it may see."""
     cdef const Problem *p = job.problem
     cdef const Kernels *kn = p.kernels
-    cdef const float *K = <const float *>p.key.data + batch_offset(p, &p.key, t.batch) + t.kv_head * p.key.head
-    cdef const float *V = <const float *>p.value.data + batch_offset(p, &p.value, t.batch) + t.kv_head * p.value.head
-    cdef int D = <int>p.D, Dv = <int>p.Dv, tile = kn.lanes * kn.vecs
+    cdef int D = <int>p.D, Dv = <int>p.Dv
     cdef int[QKVC_MAX_VECS] depth
-    cdef Block block
-    cdef int64_t i, j
+    cdef Block b
+    cdef int64_t i
 
-    kn.pack(s.query, p.query.col, D, p.scale * LOG2_E, t.vecs, s.QT)      # QT <- (scale Q) transposed, in units of log2
-    start(s, tile, Dv)                                                    # m <- -inf, l <- 0, O <- 0
+    kn.pack(s.query, p.query.col, D, p.scale * LOG2_E, t.vecs, s.QT)                # QT <- (scale Q) transposed, in units of log2
+    start(s, kn.lanes * kn.vecs, Dv)                                                # m <- -inf, l <- 0, O <- 0
     for i in range((t.keys + W - 1) // W):
-        j = i * W
-        look(p, s, t, j, depth, &block)                                   # what does any mask let through?
-        if block.empty:
-            continue
-        kn.scores(rows(K, p.key.row, p.key.col, j, block.keys, D, p.copy_key, s.K), p.D if p.copy_key else p.key.row, D, s.QT, depth,
-                  t.vecs, V + j * p.value.row, p.value.row, Dv, s.S)      # S <- K QT
-        mask_scores(p, s, t, j, depth, &block, s.S)                       # S <- S + bias, -inf where masked
-        if careful:
-            note_allowed(p, s, t, j, depth, &block)
-        kn.softmax(s.S, depth, t.vecs, s.m, s.l, s.alpha, s.beta)         # P <- exp2(S - m_b), (m, l) <- (m, l) + (m_b, l_b)
-        if careful:
-            kn.values_selected(rows(V, p.value.row, p.value.col, j, block.keys, Dv, p.copy_value, s.V),
-                               p.Dv if p.copy_value else p.value.row, Dv, s.S, s.allowed, depth, t.vecs, s.alpha, s.beta, s.O)
-        else:
-            kn.values(rows(V, p.value.row, p.value.col, j, block.keys, Dv, p.copy_value, s.V),
-                      p.Dv if p.copy_value else p.value.row, Dv, s.S, depth, t.vecs, s.alpha, s.beta, s.O)   # O <- alpha O + beta V P
-        if worker == 0 and job.pollable:
-            poll(job)
-        if job.cancelled:
+        if interrupted(job, worker):
             return
+        if not look(p, s, t, i * W, depth, &b):                                     # which keys does any mask let through?
+            continue
+        kn.scores(b.K, b.K_row, D, s.QT, depth, t.vecs, b.V, b.V_row, Dv, s.S)      # S <- K QT
+        mask_scores(p, s, t, depth, &b, s.S)                                        # S <- S + bias, -inf where masked
+        kn.softmax(s.S, depth, t.vecs, s.m, s.l, s.alpha, s.beta)                   # P <- exp2(S - m_b), (m, l) <- (m, l) + (m_b, l_b)
+        if not careful:
+            kn.values(b.V, b.V_row, Dv, s.S, depth, t.vecs, s.alpha, s.beta, s.O)   # O <- alpha O + beta V P
+        else:
+            note_allowed(p, s, t, depth, &b)
+            kn.values_selected(b.V, b.V_row, Dv, s.S, s.allowed, depth, t.vecs, s.alpha, s.beta, s.O)
 
 
 cdef void attend(void *context, Py_ssize_t task, int worker) noexcept nogil:
@@ -185,10 +179,13 @@ cdef void attend(void *context, Py_ssize_t task, int worker) noexcept nogil:
 # -------------------------------------------------------------------------------------------------------------------- steps of the walk
 
 cdef struct Block:
-    int keys           # keys of the block that any query may see by position
-    bint empty         # nothing to do: every key of it is masked for every query
+    int64_t first      # key
+    int keys           # that any query may see by position
     bint clipped       # positions end inside the block
     bint masked        # the bool mask has a False in it
+    const float *K     # its rows, in place or copied
+    const float *V
+    Py_ssize_t K_row, V_row
 
 
 cdef void start(Scratch *s, int tile, int Dv) noexcept nogil:
@@ -199,13 +196,9 @@ cdef void start(Scratch *s, int tile, int Dv) noexcept nogil:
     memset(s.O, 0, <size_t>tile * Dv * sizeof(float))
 
 
-cdef inline const float *rows(const float *x, Py_ssize_t row, Py_ssize_t col, int64_t first, int n, int cols, bint copied,
-                              float *to) noexcept nogil:
-    """n rows of a key or value head from `first` on: in place, or copied where strides forbid that."""
+cdef const float *copied(const float *x, Py_ssize_t row, Py_ssize_t col, int n, Py_ssize_t cols, float *to) noexcept nogil:
+    """n rows side by side, for strides that the kernels cannot read or that L1 cannot hold."""
     cdef Py_ssize_t i, c
-    x += first * row
-    if not copied:
-        return x
     for i in range(n):
         if col == 1:
             memcpy(to + i * cols, x + i * row, cols * sizeof(float))
@@ -215,27 +208,36 @@ cdef inline const float *rows(const float *x, Py_ssize_t row, Py_ssize_t col, in
     return to
 
 
-cdef void look(const Problem *p, Scratch *s, const Tile *t, int64_t first, int *depth, Block *block) noexcept nogil:
-    """How far into the block each vector must go, and which masks have anything to say in it."""
+cdef bint look(const Problem *p, Scratch *s, const Tile *t, int64_t first, int *depth, Block *b) noexcept nogil:
+    """How far into the block each vector must go, which masks have anything to say in it, and where its rows lie.  False: nothing to do,
+    every key of it is masked for every query."""
     cdef int lanes = p.kernels.lanes, v, i
     cdef int64_t n
     cdef int visible
     for v in range(t.vecs):
         n = s.end[(v + 1) * lanes - 1] - first
         depth[v] = <int>(0 if n < 0 else W if n > W else n)
-    block.keys = depth[t.vecs - 1]
-    block.clipped = s.end[0] - first < block.keys
-    block.empty = block.masked = False
-    if block.clipped:
+    b.first, b.keys = first, depth[t.vecs - 1]
+    b.clipped = s.end[0] - first < b.keys
+    if b.clipped:
         for i in range(t.vecs * lanes):
             n = s.end[i] - first
             s.limit[i] = <float>(0 if n < 0 else W if n > W else n)
+    b.masked = False
     if p.has_mask:
-        visible = survey(s.mask_row, p.mask.col, first, t.queries, block.keys)
-        block.empty = visible == NONE
-        block.masked = visible != ALL
-    if p.has_bias and not block.empty:
-        block.empty = shut(<const float *const *>s.bias_row, p.bias.col, first, t.queries, block.keys)
+        visible = survey(s.mask_row, p.mask.col, first, t.queries, b.keys)
+        if visible == NONE:
+            return False
+        b.masked = visible != ALL
+    if p.has_bias and shut(<const float *const *>s.bias_row, p.bias.col, first, t.queries, b.keys):
+        return False
+    b.K, b.K_row = t.K + first * p.key.row, p.key.row
+    b.V, b.V_row = t.V + first * p.value.row, p.value.row
+    if p.copy_key:
+        b.K, b.K_row = copied(b.K, p.key.row, p.key.col, b.keys, p.D, s.K), p.D
+    if p.copy_value:
+        b.V, b.V_row = copied(b.V, p.value.row, p.value.col, b.keys, p.Dv, s.V), p.Dv
+    return True
 
 
 cdef enum:
@@ -277,31 +279,30 @@ cdef bint shut(const float *const *lane, Py_ssize_t col, int64_t first, int quer
     return True
 
 
-cdef void mask_scores(const Problem *p, Scratch *s, const Tile *t, int64_t first, const int *depth, const Block *block,
-                      float *S) noexcept nogil:
+cdef void mask_scores(const Problem *p, Scratch *s, const Tile *t, const int *depth, const Block *b, float *S) noexcept nogil:
     """Add the bias, then let bias, mask and positions select -inf; cheap where a block has nothing of the kind."""
     cdef const Kernels *kn = p.kernels
     cdef const void *lane[MAX_TILE]
     cdef int i
     if p.has_bias:
         for i in range(t.vecs * kn.lanes):
-            lane[i] = <const float *>s.bias_row[i] + first * p.bias.col
-        kn.pack(lane, p.bias.col, block.keys, 1.0, t.vecs, s.bias)
+            lane[i] = <const float *>s.bias_row[i] + b.first * p.bias.col
+        kn.pack(lane, p.bias.col, b.keys, 1.0, t.vecs, s.bias)
         kn.add_bias(S, s.bias, depth, t.vecs)
-    if block.masked:
+    if b.masked:
         for i in range(t.vecs * kn.lanes):
-            lane[i] = s.mask_row[i] + first * p.mask.col
-        kn.pack_mask(<const uint8_t *const *>lane, p.mask.col, block.keys, t.vecs, s.bias)
+            lane[i] = s.mask_row[i] + b.first * p.mask.col
+        kn.pack_mask(<const uint8_t *const *>lane, p.mask.col, b.keys, t.vecs, s.bias)
         kn.add_bias(S, s.bias, depth, t.vecs)
-    if block.clipped:
+    if b.clipped:
         kn.clip(S, s.limit, depth, t.vecs)
 
 
-cdef void note_allowed(const Problem *p, Scratch *s, const Tile *t, int64_t first, const int *depth, const Block *block) noexcept nogil:
+cdef void note_allowed(const Problem *p, Scratch *s, const Tile *t, const int *depth, const Block *b) noexcept nogil:
     """allowed <- 0, -inf where masked: the masks, applied to a block of zeros."""
     cdef int lanes = p.kernels.lanes, tile = lanes * p.kernels.vecs, i, j
-    memset(s.allowed, 0, <size_t>block.keys * tile * sizeof(float))
-    mask_scores(p, s, t, first, depth, block, s.allowed)
+    memset(s.allowed, 0, <size_t>b.keys * tile * sizeof(float))
+    mask_scores(p, s, t, depth, b, s.allowed)
     for i in range(t.vecs * lanes):
         for j in range(depth[i // lanes]):
             s.seen[i] |= s.allowed[j * tile + i] != -INFINITY
@@ -340,6 +341,12 @@ cdef void poll(Job *job) noexcept nogil:
     with gil:
         if qkvc_signals() != 0:
             job.cancelled = True
+
+
+cdef bint interrupted(Job *job, int worker) noexcept nogil:
+    if worker == 0 and job.pollable:
+        poll(job)
+    return job.cancelled
 
 
 cdef void idle(void *context) noexcept nogil:

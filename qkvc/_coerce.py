@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
@@ -12,33 +12,33 @@ from numpy.typing import NDArray
 _NO_KERNELS_YET = "float32 (no kernels for other dtypes yet: convert with .astype(numpy.float32))"
 
 
-def bad(argument: str, expected: str, got: str) -> str:
-    return f"attention: {argument}: expected {expected}, got {got}"
+def bad(argument: str, expected: str, got: str, who: str = "attention") -> str:
+    return f"{who}: {argument}: expected {expected}, got {got}"
 
 
 def shape_text(x: Any) -> str:
     return f"shape {np.shape(x)}"
 
 
-def _as_array(name: str, x: Any) -> NDArray[Any]:
+def _as_array(name: str, x: Any, who: str = "attention") -> NDArray[Any]:
     if x is None:
-        raise TypeError(bad(name, "an array", "None"))
+        raise TypeError(bad(name, "an array", "None", who))
     if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(bad(name, "an array without a mask of its own (its data, and the mask argument)", "a numpy.ma.MaskedArray"))
+        raise TypeError(bad(name, "an array without a mask of its own (its data, and the mask argument)", "a numpy.ma.MaskedArray", who))
     if isinstance(x, np.matrix):
-        raise TypeError(bad(name, "an array", "a numpy.matrix, which cannot have heads"))
+        raise TypeError(bad(name, "an array", "a numpy.matrix, which cannot have heads", who))
     try:
         array = np.asarray(x)
     except (ValueError, TypeError) as error:
-        raise TypeError(bad(name, "an array", f"{type(x).__name__}, which NumPy cannot convert ({error})")) from None
+        raise TypeError(bad(name, "an array", f"{type(x).__name__}, which NumPy cannot convert ({error})", who)) from None
     return array
 
 
-def as_float32(name: str, x: Any) -> NDArray[np.float32]:
+def as_float32(name: str, x: Any, who: str = "attention") -> NDArray[np.float32]:
     """A float32 array in native byte order; the same memory where that is possible."""
-    array = _as_array(name, x)
+    array = _as_array(name, x, who)
     if array.dtype.kind != "f" or array.dtype.itemsize != 4:
-        raise TypeError(bad(name, _NO_KERNELS_YET, str(array.dtype)))
+        raise TypeError(bad(name, _NO_KERNELS_YET, str(array.dtype), who))
     return array if array.dtype.isnative else array.astype(np.float32)
 
 
@@ -89,6 +89,8 @@ def as_scale(x: Any) -> float:
         raise TypeError(bad("scale", "a finite number", type(x).__name__))
     try:
         scale = float(x)
+    except OverflowError:
+        raise ValueError(bad("scale", "a finite number", "one beyond float64")) from None
     except (TypeError, ValueError):
         raise TypeError(bad("scale", "a finite number", type(x).__name__)) from None
     if not isfinite(scale):
@@ -106,25 +108,25 @@ def _overlaps_itself(array: NDArray[Any]) -> bool:
     return False
 
 
-def check_out(out: Any, shape: tuple[int, ...], inputs: Iterable[Any]) -> None:
+def check_out(out: Any, shape: tuple[int, ...], inputs: Mapping[str, Any], who: str = "attention") -> None:
     """Refuse an `out` that cannot take the result, or that an input is still to be read from."""
     if not isinstance(out, np.ndarray) or isinstance(out, (np.ma.MaskedArray, np.matrix)):
-        raise TypeError(bad("out", "a numpy.ndarray", type(out).__name__))
+        raise TypeError(bad("out", "a numpy.ndarray", type(out).__name__, who))
     if out.dtype != np.float32 or not out.dtype.isnative:
-        raise ValueError(bad("out", "float32", str(out.dtype)))
+        raise ValueError(bad("out", "float32", str(out.dtype), who))
     if out.shape != shape:
-        raise ValueError(bad("out", f"shape {shape}", shape_text(out)))
+        raise ValueError(bad("out", f"shape {shape}", shape_text(out), who))
     if not out.flags.writeable:
-        raise ValueError(bad("out", "a writeable array", "a read-only one"))
+        raise ValueError(bad("out", "a writeable array", "a read-only one", who))
     if not out.flags.aligned:
-        raise ValueError(bad("out", "an aligned array", "an unaligned one"))
+        raise ValueError(bad("out", "an aligned array", "an unaligned one", who))
     if out.size and _overlaps_itself(out):
-        raise ValueError(bad("out", "elements that do not share memory", f"strides {out.strides}"))
-    for name, x in zip(("query", "key", "value", "mask", "bias"), inputs, strict=True):
+        raise ValueError(bad("out", "elements that do not share memory", f"strides {out.strides}", who))
+    for name, x in inputs.items():
         if isinstance(x, np.ndarray) and np.may_share_memory(out, x):
             try:
                 shared = np.shares_memory(out, x, max_work=1_000_000)  # type: ignore[arg-type]  # NumPy's stub knows -1 and 0 only
             except np.exceptions.TooHardError:
                 shared = True
             if shared:
-                raise ValueError(bad("out", "memory of its own", f"memory that {name} uses too"))
+                raise ValueError(bad("out", "memory of its own", f"memory that {name} uses too", who))

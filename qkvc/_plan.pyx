@@ -236,6 +236,8 @@ cdef Plan make_plan(object query, object key, object value, object mask, object 
     cdef bint flat
     cdef float[::1] lse
 
+    if not isinstance(layout, str):
+        raise TypeError(bad("layout", '"bhld" or "blhd"', type(layout).__name__))
     if layout == "blhd":
         head, row = 2, 3
     elif layout != "bhld":
@@ -285,7 +287,7 @@ cdef Plan make_plan(object query, object key, object value, object mask, object 
     if out is None:
         plan.out = empty(shape, FLOAT32)
     else:
-        check_out(out, shape, (query, key, value, mask, bias))
+        check_out(out, shape, {"query": query, "key": key, "value": value, "mask": mask, "bias": bias})
         plan.out = out
     plan.borrow(&p.out, &o, plan.out, True)
     set_strides(p, &p.out, o, head, row)

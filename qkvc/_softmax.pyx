@@ -11,6 +11,7 @@ cdef extern from "fpenv.h" nogil:
 
 cdef enum:
     MAX_LANES = 16
+    PIECE = 4096  # terms summed in float32, with their rounding errors; the pieces are summed in double
 
 
 cdef struct Rows:
@@ -24,6 +25,7 @@ cdef struct Rows:
 cdef void reduce_row(const Kernels *kn, const float *x, Py_ssize_t n, double *largest, double *total) noexcept nogil:
     """The maximum, and the sum of exp(x - maximum); NaN where x has one or the maximum is infinite and met."""
     cdef float[2 * MAX_LANES] partial
+    cdef Py_ssize_t piece, start
     cdef int i
     for i in range(kn.lanes):
         partial[i] = -INFINITY
@@ -34,12 +36,14 @@ cdef void reduce_row(const Kernels *kn, const float *x, Py_ssize_t n, double *la
             largest[0] = partial[i]
         if isnan(largest[0]):
             break
-    for i in range(2 * kn.lanes):
-        partial[i] = 0
-    kn.row_sum(x, n, largest[0], partial)
     total[0] = 0
-    for i in range(2 * kn.lanes):
-        total[0] += partial[i]
+    for piece in range((n + PIECE - 1) // PIECE):
+        start = piece * PIECE
+        for i in range(2 * kn.lanes):
+            partial[i] = 0
+        kn.row_sum(x + start, min(PIECE, n - start), largest[0], partial)
+        for i in range(2 * kn.lanes):
+            total[0] += partial[i]
 
 
 cdef void reduce_rows(void *context, Py_ssize_t task, int worker) noexcept nogil:

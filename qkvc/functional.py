@@ -141,13 +141,13 @@ def attention_with_lse(
     return AttentionOutput(*arrays)
 
 
-def _rows(name: str, x: ArrayLike, axis: Axis) -> tuple[NDArray[np.float32], tuple[int, ...]]:
+def _rows(who: str, x: ArrayLike, axis: Axis) -> tuple[NDArray[np.float32], tuple[int, ...]]:
     """x with `axis` moved behind the others, in rows of memory, and the axes that were moved."""
-    array = as_float32(name, x)
+    array = as_float32("x", x, who)
     axes = tuple(range(array.ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-    axes = normalize_axis_tuple(axes, array.ndim, "axis")
+    axes = normalize_axis_tuple(axes, array.ndim, "axis") if array.ndim else ()
     moved = np.moveaxis(array, axes, range(array.ndim - len(axes), array.ndim))
-    return np.ascontiguousarray(moved), axes
+    return np.asarray(moved, order="C"), axes
 
 
 def softmax(x: ArrayLike, axis: Axis = -1, *, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
@@ -174,7 +174,7 @@ def softmax(x: ArrayLike, axis: Axis = -1, *, out: NDArray[np.float32] | None = 
     ValueError
         An axis that x does not have (numpy.exceptions.AxisError), an `out` that does not fit, or no elements along the axis.
     """
-    rows, axes = _rows("x", x, axis)
+    rows, axes = _rows("softmax", x, axis)
     n = int(np.prod(rows.shape[rows.ndim - len(axes) :], dtype=np.intp))
     if n == 0 and rows.ndim and rows.size == 0 and np.prod(rows.shape[: rows.ndim - len(axes)]) != 0:
         raise ValueError("softmax: x: expected at least one element along the axis, got none")
@@ -182,8 +182,8 @@ def softmax(x: ArrayLike, axis: Axis = -1, *, out: NDArray[np.float32] | None = 
     softmax_rows(rows.reshape(-1, max(n, 1)), result.reshape(-1, max(n, 1)))
     back = np.moveaxis(result, range(rows.ndim - len(axes), rows.ndim), axes)
     if out is None:
-        return back if back.flags.c_contiguous else np.ascontiguousarray(back)
-    check_out(out, back.shape, ())
+        return back if back.flags.c_contiguous else np.asarray(back, order="C")
+    check_out(out, back.shape, {}, "softmax")
     out[...] = back
     return out
 
@@ -209,7 +209,7 @@ def logsumexp(x: ArrayLike, axis: Axis = -1) -> NDArray[np.float32] | np.float32
     ValueError
         An axis that x does not have (numpy.exceptions.AxisError).
     """
-    rows, axes = _rows("x", x, axis)
+    rows, axes = _rows("logsumexp", x, axis)
     shape = rows.shape[: rows.ndim - len(axes)]
     result = np.empty(shape, np.float32)
     if rows.size == 0:

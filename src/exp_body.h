@@ -38,20 +38,22 @@ static void exp2_array(const void *x, ptrdiff_t n, void *out)
  * of x - max, at 80, would be 30 ULP of the result. */
 static INLINE vec exp_parts(vec x, vec max, vec *n)
 {
+    const vec high = v_set1(1.442695f), rest = v_set1((REAL)(1.4426950408889634 - 1.442695f));
     vec d = v_sub(x, max), back = v_sub(d, x);
     vec error = v_sub(v_sub(x, v_sub(d, back)), v_add(max, back));
-    vec t = v_mul(d, v_set1(1.442695f));
-    vec low = v_fma(d, v_set1(1.4426950408889634 - 1.442695f), v_fma(error, v_set1(1.442695f), v_fma(d, v_set1(1.442695f), v_sub(v_set1(0), t))));
+    vec t = v_mul(d, high);
+    vec low = v_fma_once(d, rest, v_fma_once(error, high, v_fma_once(d, high, v_sub(v_set1(0), t))));
     *n = v_sub(v_add(t, v_set1(ROUNDER)), v_set1(ROUNDER));
     return v_exp2_poly(v_add(v_sub(t, *n), low));
 }
 
+/* e^(x - max) * factor; denormal results are rounded, not flushed, and a NaN in any of the three comes out */
 static INLINE vec exp_scaled(vec x, vec max, vec factor)
 {
     vec n, p = v_mul(exp_parts(x, max, &n), factor);
-    vec normal = v_max(v_set1(-126), n); /* 2^n in two steps, so that denormal results round once */
-    vec y = v_mul(v_mul(p, v_scale(v_set1(1), v_add(normal, v_set1(ROUNDER)))), v_scale(v_set1(1), v_add(v_sub(n, normal), v_set1(ROUNDER))));
-    return v_select(v_lt(v_sub(x, max), v_set1(-105)), v_set1(0), y);
+    vec normal = v_max(v_set1(-126), n), rest = v_sub(n, normal); /* 2^n in two steps: the first is a normal number */
+    vec y = v_mul(v_mul(p, v_scale(v_set1(1), v_add(normal, v_set1(ROUNDER)))), v_scale(v_set1(1), v_add(rest, v_set1(ROUNDER))));
+    return v_select(v_lt(v_sub(x, max), v_set1(-105)), v_mul(v_set1(0), factor), y);
 }
 
 static void row_max(const void *x, ptrdiff_t n, void *partial)
