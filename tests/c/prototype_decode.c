@@ -359,7 +359,7 @@ static void measure(const char *where, const struct shape *of, ptrdiff_t n, int 
 {
     static struct result r;
     double best[WAYS];
-    for (int round = 0; round < 6; ++round) /* in turns, so that all see the same neighbours */
+    for (int round = 0; round < 10; ++round) /* in turns, so that all see the same neighbours */
         for (int way = 0; way < WAYS; ++way) {
             const double from = seconds();
             for (int i = 0; i < repeats; ++i) {
