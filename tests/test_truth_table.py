@@ -210,6 +210,8 @@ SPECIAL: list[tuple[str, list[float], list[float], dict[str, Any], float, float 
     ("a computed score of -inf weighs 0", [0, -INF], [1, 2], {}, 1, 0),
     ("a value of +inf is attended", [0, 0], [1, INF], {}, INF, np.log(2)),
     ("all computed scores are -inf: that is not a masked row", [-INF, -INF], [1, 2], {}, NAN, None),
+    ("the only allowed score is a computed -inf", [-INF, 0], [1, 2], {"mask": bool_mask("10")}, NAN, None),
+    ("the only allowed score is a computed -inf, blocks away", [-INF] + [0] * 300, [1] * 301, {"mask": np.arange(301) < 1}, NAN, None),
     ("values of +inf and -inf are attended", [0, 0], [-INF, INF], {}, NAN, np.log(2)),
 ]  # fmt: skip
 
