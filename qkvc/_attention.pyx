@@ -94,7 +94,7 @@ cdef Tile lay_out(const Problem *p, Scratch *s, Py_ssize_t task) noexcept nogil:
     """
     cdef Tile t
     cdef Py_ssize_t lanes = p.kernels.lanes, index = p.tiles - 1 - task % p.tiles
-    cdef Py_ssize_t batch, kv_head, first, last, i, row, q, h, lane_row
+    cdef Py_ssize_t batch, kv_head, head, first, last, i, row, q, h
     task //= p.tiles
     kv_head = task % p.kv_heads
     batch = task // p.kv_heads
@@ -112,17 +112,20 @@ cdef Tile lay_out(const Problem *p, Scratch *s, Py_ssize_t task) noexcept nogil:
     cdef char *out = p.out.data + batch_offset(p, &p.out, batch) * sizeof(float)
     cdef char *mask = p.mask.data + batch_offset(p, &p.mask, batch) if p.has_mask else NULL
     cdef char *bias = p.bias.data + batch_offset(p, &p.bias, batch) * sizeof(float) if p.has_bias else NULL
+    q, h = row // p.group, row % p.group
     for i in range(t.vecs * lanes):
-        lane_row = min(row + i, p.rows - 1)
-        q = lane_row // p.group
-        h = kv_head * p.group + lane_row % p.group
-        s.query[i] = query + (h * p.query.head + q * p.query.row) * <Py_ssize_t>sizeof(float)
-        s.out[i] = out + (h * p.out.head + q * p.out.row) * <Py_ssize_t>sizeof(float)
-        s.index[i] = (batch * p.heads + h) * p.Lq + q
+        if i and i < t.queries:
+            h += 1
+            if h == p.group:
+                q, h = q + 1, 0
+        head = kv_head * p.group + h
+        s.query[i] = query + (head * p.query.head + q * p.query.row) * <Py_ssize_t>sizeof(float)
+        s.out[i] = out + (head * p.out.head + q * p.out.row) * <Py_ssize_t>sizeof(float)
+        s.index[i] = (batch * p.heads + head) * p.Lq + q
         if p.has_mask:
-            s.mask_row[i] = <uint8_t *>mask + h * p.mask.head + q * p.mask.row
+            s.mask_row[i] = <uint8_t *>mask + head * p.mask.head + q * p.mask.row
         if p.has_bias:
-            s.bias_row[i] = bias + (h * p.bias.head + q * p.bias.row) * <Py_ssize_t>sizeof(float)
+            s.bias_row[i] = bias + (head * p.bias.head + q * p.bias.row) * <Py_ssize_t>sizeof(float)
         s.end[i] = max(0, min(length, q + offset + 1)) if p.causal else length
     t.keys = s.end[t.vecs * lanes - 1]
     return t

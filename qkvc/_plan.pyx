@@ -24,6 +24,10 @@ cdef enum:
 # A call takes as many threads as it has this much work for: a wake costs 5 to 10 us, which is about 0.5 MFLOP of one core.
 cdef double FLOPS_PER_THREAD = 0.5e6
 
+# What a lane costs beside its flops (packing, storing, checking, for each of D + Dv), in flops of the same time: 16 queries against 16 keys
+# take twice the time of their arithmetic.
+cdef double LANE_OVERHEAD = 30
+
 # Kernels of half the lanes run at 88 % of the speed; they win when they leave fewer lanes empty than that.
 cdef double NARROW_PAYS = 0.88
 
@@ -207,17 +211,17 @@ cdef bint aliases(Py_ssize_t row, Py_ssize_t rows, Py_ssize_t col, Py_ssize_t co
 cdef void cut(Problem *p, object num_threads) except *:
     """Tiles and threads.  Neither changes a bit of the result (docs/arithmetic.md)."""
     cdef Py_ssize_t lanes = p.kernels.lanes, heads = p.batch * p.kv_heads, half
-    cdef double flops = 2.0 * p.batch * p.heads * p.Lq * p.Lk * (p.D + p.Dv)
-    cdef double worth = flops / FLOPS_PER_THREAD
-    p.threads = threads_for(num_threads)
-    if worth < p.threads:
-        p.threads = 1 if worth < 2 else <int>worth
+    cdef double work
     p.rows = p.group * p.Lq
     if p.kernels.narrow != NULL:
         half = p.kernels.narrow.lanes
         if (p.rows + half - 1) // half * half < NARROW_PAYS * ((p.rows + lanes - 1) // lanes * lanes):
             p.kernels, lanes = p.kernels.narrow, half
     p.vectors = (p.rows + lanes - 1) // lanes
+    work = <double>heads * p.vectors * lanes * (p.D + p.Dv) * (2.0 * p.Lk + LANE_OVERHEAD) / FLOPS_PER_THREAD
+    p.threads = threads_for(num_threads)
+    if work < p.threads:
+        p.threads = 1 if work < 2 else <int>work
     p.tiles = (p.vectors + p.kernels.vecs - 1) // p.kernels.vecs
     if p.tiles * heads < 2 * p.threads:  # narrower tiles, so that every thread has work
         p.tiles = min(p.vectors, (2 * p.threads + heads - 1) // max(heads, 1))
