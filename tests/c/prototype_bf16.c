@@ -4,7 +4,7 @@
  *   values   O[c][query]   += V[j, j+1][c] . P[j, j+1][query]        V's rows interleaved by twos, once per block
  *
  * Blocks, maximum, exp2 and merge are those of float32, sums are float32.  It checks that
- *   - VDPBF16PS is two FMAs, the odd number of the pair first, denormals taken for 0: so the order can be written down, and kept without it;
+ *   - VDPBF16PS is two FMAs, the odd number of the pair first, denormals taken for 0: the order can be written down, and kept without it;
  *   - a tile gives, to the bit, what the contract gives written out for one query in scalar C: so neither the width of the tile nor the
  *     lane nor the other queries matter;
  *   - the error against float64 keeps within the bound of `bounds`.
