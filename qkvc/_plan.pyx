@@ -21,6 +21,9 @@ cdef object FLOAT32 = np.dtype("float32")
 cdef enum:
     ITEM = sizeof(float)
 
+# Widest rows taken: scratch grows with them, and C counts panels with int.
+cdef Py_ssize_t MAX_DIM = 1 << 20
+
 # A call takes as many threads as it has this much work for: a wake costs 5 to 10 us, which is about 0.5 MFLOP of one core.
 cdef double FLOPS_PER_THREAD = 0.5e6
 
@@ -256,6 +259,10 @@ cdef Plan make_plan(object query, object key, object value, object mask, object 
     p.Lq, p.heads = length_of(q, row), heads_of(q, head)
     p.Lk, p.kv_heads = length_of(k, row), heads_of(k, head)
     p.D, p.Dv = axis_of(q, 1), axis_of(v, 1)
+    if p.D > MAX_DIM:
+        raise ValueError(bad("query", f"a last axis of at most {MAX_DIM}", str(p.D)))
+    if p.Dv > MAX_DIM:
+        raise ValueError(bad("value", f"a last axis of at most {MAX_DIM}", str(p.Dv)))
     if axis_of(k, 1) != p.D:
         raise ValueError(bad("key", f"the query's last axis, {p.D}", shape_text(<object>k.obj)))
     if length_of(v, row) != p.Lk or heads_of(v, head) != p.kv_heads:

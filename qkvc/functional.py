@@ -89,7 +89,7 @@ def attention(
     TypeError
         Inputs that are not float32 (other dtypes have no kernels yet), a mask that is not bool, anything not array-like.
     MemoryError
-        No memory for the result or the scratch (under 1 MB per thread).
+        No memory for the result or the scratch (under 1 MB per thread for D and Dv up to 640, at any length).
 
     Notes
     -----

@@ -2,7 +2,7 @@
 #include "target.h"
 
 #ifdef QKVC_X86 /* on other machines this file is empty */
-#pragma GCC target("avx2,fma")
+TARGET_BEGIN("avx2,fma")
 #define REAL float
 #define DTYPE "float32"
 #define NAME "avx2"
@@ -10,4 +10,5 @@
 #define TABLE qkvc_avx2_f32
 #include "vec_avx2.h"
 #include "kernels_body.h"
+TARGET_END
 #endif

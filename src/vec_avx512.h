@@ -25,7 +25,6 @@ static INLINE vec v_load_bytes(const uint8_t *p)
 static INLINE vec v_add(vec a, vec b) { return _mm512_add_ps(a, b); }
 static INLINE vec v_sub(vec a, vec b) { return _mm512_sub_ps(a, b); }
 static INLINE vec v_mul(vec a, vec b) { return _mm512_mul_ps(a, b); }
-static INLINE vec v_div(vec a, vec b) { return _mm512_div_ps(a, b); }
 static INLINE vec v_fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
 #define v_fma_once v_fma
 static INLINE vec v_max(vec a, vec b) { return _mm512_max_ps(a, b); } /* b if either is NaN */

@@ -37,7 +37,6 @@ static INLINE vec v_load_bytes(const uint8_t *p) { return (vec){p[0], p[1], p[2]
 static INLINE vec v_add(vec a, vec b) { return a + b; }
 static INLINE vec v_sub(vec a, vec b) { return a - b; }
 static INLINE vec v_mul(vec a, vec b) { return a * b; }
-static INLINE vec v_div(vec a, vec b) { return a / b; }
 static INLINE vec v_fma(vec a, vec b, vec c) { return a * b + c; }
 static INLINE vec v_fma_once(vec a, vec b, vec c) /* rounded once, nearly: for exp2, which is 1.23 ULP off without it and 0.95 with */
 {
