@@ -156,7 +156,7 @@ static INLINE void attend_vecs(const int vecs, const bf16 *const *queries, const
 #define VALUES(rows, vecs) values_of(rows, vecs, VP + c, D, P, pairs, alpha, beta, O + c * TILE)
         COVER(c, D, HIGH, vecs, VALUES);
     }
-    for (int v = 0; v < vecs; ++v) v_store(factor + v * LANES, v_div(v_set1(1), l[v]));
+    for (int v = 0; v < vecs; ++v) v_store(factor + v * LANES, _mm512_div_ps(v_set1(1), l[v]));
     qkvc_avx512_f32.store(O, D, factor, vecs * LANES, (void *const *)out, 1);
 }
 
