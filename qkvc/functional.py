@@ -178,12 +178,19 @@ def softmax(x: ArrayLike, axis: Axis = -1, *, out: NDArray[np.float32] | None = 
     n = int(np.prod(rows.shape[rows.ndim - len(axes) :], dtype=np.intp))
     if n == 0 and rows.ndim and rows.size == 0 and np.prod(rows.shape[: rows.ndim - len(axes)]) != 0:
         raise ValueError("softmax: x: expected at least one element along the axis, got none")
-    result = np.empty_like(rows)
+    last = tuple(range(rows.ndim - len(axes), rows.ndim))
+    result = np.empty_like(rows) if out is None else out
+    if out is not None:
+        check_out(out, np.shape(x), {}, "softmax")
+        apart = out.ctypes.data == rows.ctypes.data or not np.may_share_memory(out, rows)
+        if axes != last or not out.flags.c_contiguous or not apart:
+            result = np.empty_like(rows)
     softmax_rows(rows.reshape(-1, max(n, 1)), result.reshape(-1, max(n, 1)))
-    back = np.moveaxis(result, range(rows.ndim - len(axes), rows.ndim), axes)
+    if result is out:
+        return out
+    back = np.moveaxis(result, last, axes)
     if out is None:
-        return back if back.flags.c_contiguous else np.asarray(back, order="C")
-    check_out(out, back.shape, {}, "softmax")
+        return np.asarray(back, order="C")
     out[...] = back
     return out
 
