@@ -14,8 +14,7 @@
 #ifdef QKVC_X86
 #include <cpuid.h>
 
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")
+TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")
 #define REAL float
 #define DTYPE "float32"
 #define NAME "prototype"
@@ -184,7 +183,7 @@ static double pair_loop(int steps, float *sink)
     v_store(sink, acc[0]);
     return 4.0 * HIGH * VECS * LANES * steps;
 }
-#pragma GCC pop_options
+TARGET_END
 
 /* ---------------------------------------------------------------------------------------------- the contract, written in scalar C */
 

@@ -13,8 +13,7 @@
 #include "target.h"
 
 #ifdef QKVC_X86
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #define REAL float
 #define DTYPE "float32"
 #define NAME "prototype"
@@ -294,7 +293,7 @@ static void read_all(const float *K, const float *V, size_t n, float *sink)
     for (int i = 1; i < 8; ++i) acc[0] = v_add(acc[0], acc[i]);
     v_store(sink, acc[0]);
 }
-#pragma GCC pop_options
+TARGET_END
 
 /* ------------------------------------------------------------------------------------------------------------------- checks */
 
