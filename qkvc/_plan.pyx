@@ -108,7 +108,7 @@ cdef int batch_shape(Problem *p, Py_buffer **operands, tuple names) except -1:
         for i in range(3):
             n = axis_of(operands[i], from_end)
             if n != 1 and size != 1 and n != size:
-                raise ValueError(bad(names[i], f"batch axes that broadcast with ({', '.join(names[:i])})'s",
+                raise ValueError(bad(names[i], f"batch axes that broadcast with those of {' and '.join(names[:i])}",
                                      " and ".join(shape_text(<object>operands[j].obj) for j in range(i + 1))))
             if n != 1:
                 size = n

@@ -26,6 +26,7 @@ _Static_assert(VECS <= QKVC_MAX_VECS && ROWS == 4 && (ROWS_1 == 8 || ROWS_1 == 4
 static const REAL INFINITE = (REAL)__builtin_huge_val(), LARGEST = __FLT_MAX__;
 
 static INLINE int least(int a, int b) { return a < b ? a : b; }
+static INLINE int larger(int a, int b) { return a > b ? a : b; }
 
 #include "exp_body.h"
 #include "panels_body.h"
@@ -47,8 +48,9 @@ static INLINE void product_range(const int rows, const int first, const int vecs
 }
 
 /* sum[i][v] = sum over k < depth[v] of A[i * rs + k * cs] * B[k][v]: one chain of FMAs from zero for every SEGMENT of k, the chains added
- * in ascending order.  One chain for all of k would be half as accurate; the chains' sums wait in registers, or on the stack where registers are few, outside the loop.
- * depth ascends with v, so the vectors drop out from the left.  rows and vecs are constants where this is inlined. */
+ * in ascending order.  One chain for all of k would be half as accurate; the chains' sums wait in registers, or on the stack where
+ * registers are few, outside the loop.  depth ascends with v, so the vectors drop out from the left.  rows and vecs are constants where this is
+ * inlined. */
 static INLINE void product(const int rows, const int vecs, const REAL *A, ptrdiff_t rs, ptrdiff_t cs, const REAL *B, const int *depth,
                            vec sum[][VECS])
 {
@@ -60,8 +62,8 @@ static INLINE void product(const int rows, const int vecs, const REAL *A, ptrdif
         UNROLL for (int i = 0; i < rows; ++i)
             UNROLL for (int v = 0; v < vecs; ++v) acc[i][v] = v_set1(0);
         product_range(rows, 0, vecs, A, rs, cs, B, k, least(depth[0], end), acc);
-        if (vecs > 1 && depth[1] > depth[0]) product_range(rows, 1, vecs, A, rs, cs, B, k > depth[0] ? k : depth[0], least(depth[1], end), acc);
-        if (vecs > 2 && depth[2] > depth[1]) product_range(rows, 2, vecs, A, rs, cs, B, k > depth[1] ? k : depth[1], least(depth[2], end), acc);
+        if (vecs > 1 && depth[1] > depth[0]) product_range(rows, 1, vecs, A, rs, cs, B, larger(k, depth[0]), least(depth[1], end), acc);
+        if (vecs > 2 && depth[2] > depth[1]) product_range(rows, 2, vecs, A, rs, cs, B, larger(k, depth[1]), least(depth[2], end), acc);
         UNROLL for (int i = 0; i < rows; ++i)
             UNROLL for (int v = 0; v < vecs; ++v) sum[i][v] = v_add(sum[i][v], acc[i][v]);
     }
@@ -124,8 +126,8 @@ static __attribute__((noinline)) void fetch_rows(const REAL *x, ptrdiff_t row, i
         for (int c = 0; c < cols; c += 64 / (int)sizeof(REAL)) __builtin_prefetch(x + i * row + c, 0, 2);
 }
 
-static void scores(const void *K_, ptrdiff_t row, int D, const void *QT_, const int *depth, int vecs, const void *V_, ptrdiff_t V_row, int Dv,
-                   void *S_)
+static void scores(const void *K_, ptrdiff_t row, int D, const void *QT_, const int *depth, int vecs, const void *V_,
+                   ptrdiff_t V_row, int Dv, void *S_)
 {
     enum { AHEAD = 16 };
     const REAL *K = K_, *QT = QT_, *V = V_;
