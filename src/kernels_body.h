@@ -49,8 +49,8 @@ static INLINE void product_range(const int rows, const int first, const int vecs
 
 /* sum[i][v] = sum over k < depth[v] of A[i * rs + k * cs] * B[k][v]: one chain of FMAs from zero for every SEGMENT of k, the chains added
  * in ascending order.  One chain for all of k would be half as accurate; the chains' sums wait in registers, or on the stack where
- * registers are few, outside the loop.  depth ascends with v, so the vectors drop out from the left.  rows and vecs are constants where this is
- * inlined. */
+ * registers are few, outside the loop.  depth ascends with v, so the vectors drop out from the left.  rows and vecs are constants where
+ * this is inlined. */
 static INLINE void product(const int rows, const int vecs, const REAL *A, ptrdiff_t rs, ptrdiff_t cs, const REAL *B, const int *depth,
                            vec sum[][VECS])
 {
