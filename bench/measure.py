@@ -32,15 +32,16 @@ class Effort:
     seconds: float = 0.06  # per contestant and round, or one call where that takes longer
 
 
-def settle(longest: float = 0.1) -> None:
+def settle(longest: float = 0.5) -> None:
     """Wait until the thread pools of the contestant before have stopped spinning.
 
-    They keep their cores busy for 5 ms (libgomp) to 20 ms (onnxruntime, OpenBLAS) after a call, which the next in turn would pay for.
+    They keep their cores busy for 10 ms (libgomp), 50 ms (onnxruntime) to 110 ms (OpenBLAS) after a call, which the next in turn would
+    pay for.  A look must last longer than the kernel's tick, up to 10 ms: the time of a thread on another core is counted only then.
     """
     end = perf_counter() + longest
     while perf_counter() < end:
         wall, cpu = perf_counter(), process_time()
-        sleep(0.002)
+        sleep(0.012)
         if process_time() - cpu < 0.1 * (perf_counter() - wall):
             return
 
