@@ -1,7 +1,8 @@
 """Attention in float64, written to be read: no tiles, no running maximum, masks select.  The oracle of every other test.
 
 `reference` says what the result is, `naive32` what float32 NumPy makes of it (the yardstick of the accuracy promise), and `certificate`
-how far any element may be from the truth when every rounding of the arithmetic contract goes wrong at once.
+how far any element may be from the truth when every rounding of the arithmetic contract goes wrong at once.  Results in float64 are
+compared with the same formulas in long double: `exact_for` says which.
 """
 
 from __future__ import annotations
@@ -9,37 +10,71 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 UNIT = 2.0**-24  # unit roundoff of float32
 BLOCK = 128  # keys per block of the arithmetic contract: the length of the chains in `certificate`
 
+Array = NDArray[Any]
+
 
 class Reference(NamedTuple):
-    out: NDArray[Any]
-    lse: NDArray[Any]
+    out: Array
+    lse: Array
+
+
+class Stats(NamedTuple):
+    """Without the top keys: where scores nearly tie, which key is one of them is a matter of rounding, and the tests judge the choice."""
+
+    lse: Array
+    max_score: Array
+    entropy: Array
+    distance: Array
+    key_mass: Array
 
 
 class Problem(NamedTuple):
     """One call with everything broadcast: query (..., H, L_q, D), key and value (..., H, L_k, ...), allowed (..., H, L_q, L_k)."""
 
-    query: NDArray[Any]
-    key: NDArray[Any]
-    value: NDArray[Any]
-    bias: NDArray[Any]
+    query: Array
+    key: Array
+    value: Array
+    bias: Array
     allowed: NDArray[np.bool_]
+    away: Array  # |position - j|
+    slopes: Array
+    sinks: Array
+    head_scale: Array
+    softcap: float | None
     scale: float
     flat: bool
     layout: str
 
-    def shaped(self, out: NDArray[Any], lse: NDArray[Any]) -> Reference:
+    def shaped(self, out: Array, lse: Array) -> Reference:
         """Back to the caller's layout and rank."""
-        if self.flat:
-            return Reference(out[0], lse[0])
-        return Reference(out.swapaxes(-2, -3) if self.layout == "blhd" else out, lse)
+        return Reference(self.ranked(out if self.flat or self.layout == "bhld" else out.swapaxes(-2, -3)), self.ranked(lse))
+
+    def ranked(self, x: Array) -> Array:
+        """(L, D) is one head, and its results have no axis for it."""
+        return x[0] if self.flat else x
 
 
-def _by_head(x: ArrayLike, layout: str) -> NDArray[Any]:
+def result_type(*operands: ArrayLike) -> np.dtype[Any]:
+    """NumPy's promotion, where integers and bools count as float64."""
+    dtypes = [np.asarray(x).dtype for x in operands]
+    return np.result_type(*(x if x.kind == "f" else np.dtype(np.float64) for x in dtypes)).newbyteorder("=")
+
+
+def exact_for(*operands: ArrayLike) -> DTypeLike:
+    """What to compute in for operands like these, so that the oracle's own error does not count."""
+    return np.float64 if result_type(*operands) == np.float32 else np.longdouble
+
+
+def unit_of(dtype: DTypeLike) -> float:
+    return UNIT if dtype == np.float32 else 2.0**-53
+
+
+def _by_head(x: ArrayLike, layout: str) -> Array:
     array = np.asarray(x)
     if array.ndim == 2:
         return array[np.newaxis]
@@ -49,54 +84,85 @@ def _by_head(x: ArrayLike, layout: str) -> NDArray[Any]:
 def problem(
     query: ArrayLike,
     key: ArrayLike,
-    value: ArrayLike,
+    value: ArrayLike | None = None,
     *,
     mask: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     causal: bool | str = False,
     q_offset: ArrayLike | None = None,
+    window: tuple[int, int] = (-1, -1),
     key_lengths: ArrayLike | None = None,
+    alibi_slopes: ArrayLike | None = None,
+    sinks: ArrayLike | None = None,
+    softcap: float | None = None,
     scale: float | None = None,
+    head_scale: ArrayLike | None = None,
     layout: str = "bhld",
-    dtype: type = np.float64,
+    dtype: DTypeLike = np.float64,
 ) -> Problem:
-    q, k, v = (_by_head(x, layout).astype(dtype) for x in (query, key, value))
+    operands = (query, key) if value is None else (query, key, value)
+    arrays = [_by_head(x, layout).astype(dtype) for x in operands]
+    q, k, v = arrays[0], arrays[1], arrays[-1]
     (heads, l_q, d), (kv_heads, l_k) = q.shape[-3:], k.shape[-3:-1]
-    batch = np.broadcast_shapes(q.shape[:-3], k.shape[:-3], v.shape[:-3])
+    batch = np.broadcast_shapes(*(x.shape[:-3] for x in arrays))
     of_head = np.arange(heads) // (heads // kv_heads) if heads else np.zeros(0, dtype=int)
     k, v = k[..., of_head, :, :], v[..., of_head, :, :]
 
-    i, j = np.arange(l_q)[:, np.newaxis], np.arange(l_k)
+    j = np.arange(l_k)
     per_item = (..., np.newaxis, np.newaxis, np.newaxis)
     lengths = np.broadcast_to(l_k if key_lengths is None else key_lengths, batch)[per_item]
+    if q_offset is not None:
+        offset = np.broadcast_to(q_offset, batch)[per_item]
+    else:
+        offset = lengths - l_q if causal == "bottom-right" else np.int64(0)
+    position = np.arange(l_q)[:, np.newaxis] + offset
+
     allowed = np.broadcast_to(j < lengths, (*batch, heads, l_q, l_k)).copy()
     if causal is not False:
-        if q_offset is not None:
-            offset = np.broadcast_to(q_offset, batch)[per_item]
-        else:
-            offset = lengths - l_q if causal == "bottom-right" else np.int64(0)
-        allowed &= j <= i + offset
+        allowed &= j <= position
+    left, right = window
+    if left >= 0:
+        allowed &= position - left <= j
+    if right >= 0:
+        allowed &= j <= position + right
     if mask is not None:
         allowed &= np.asarray(mask)
     addend = np.zeros((), dtype=dtype) if bias is None else np.asarray(bias).astype(dtype)
     allowed &= ~np.isneginf(addend)
 
+    def per_head(x: ArrayLike | None, default: float) -> Array:
+        return np.asarray(default if x is None else x).astype(dtype)[..., np.newaxis, np.newaxis]
+
     scale = (1 / np.sqrt(d) if d else 1.0) if scale is None else scale
-    flat = all(np.ndim(x) == 2 for x in (query, key, value))
-    return Problem(q, k, v, addend, allowed, scale, flat, layout)
+    flat = all(np.ndim(x) == 2 for x in operands)
+    return Problem(
+        q, k, v, addend, allowed, np.abs(position - j), per_head(alibi_slopes, 0), per_head(sinks, -np.inf), per_head(head_scale, 1),
+        softcap, scale, flat, layout,
+    )  # fmt: skip
 
 
-def _weights(p: Problem, scores: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Softmax over the allowed keys and its log-sum-exp; a row that may attend to nothing has weights 0 and -inf."""
-    some = p.allowed.any(-1, keepdims=True)
-    s = np.where(p.allowed, scores + p.bias, -np.inf).astype(scores.dtype)
-    m = np.where(some, s.max(-1, keepdims=True, initial=-np.inf), 0).astype(scores.dtype)
-    e = np.where(p.allowed, np.exp(s - m), 0).astype(scores.dtype)
-    total = e.sum(-1, keepdims=True)
-    return np.where(some, e / total, 0).astype(scores.dtype), (m + np.log(total))[..., 0]
+def _raw(p: Problem) -> Array:
+    return p.query.dtype.type(p.scale) * (p.query @ p.key.swapaxes(-1, -2))
 
 
-def _weighted_sum(p: Problem, weights: NDArray[Any]) -> NDArray[Any]:
+def _capped(p: Problem, raw: Array) -> Array:
+    return raw if p.softcap is None else (p.softcap * np.tanh(raw / p.softcap)).astype(raw.dtype)
+
+
+def _masked(p: Problem, capped: Array) -> Array:
+    return np.where(p.allowed, capped - p.slopes * p.away.astype(capped.dtype) + p.bias, -np.inf).astype(capped.dtype)
+
+
+def _weights(p: Problem, s: Array) -> tuple[Array, Array]:
+    """Softmax over the allowed keys and the sink, and its log-sum-exp; without either, weights are 0 and the sum's logarithm is -inf."""
+    some = p.allowed.any(-1, keepdims=True) | ~np.isneginf(p.sinks)
+    m = np.where(some, np.maximum(s.max(-1, keepdims=True, initial=-np.inf), p.sinks), 0).astype(s.dtype)
+    e = np.where(p.allowed, np.exp(s - m), 0).astype(s.dtype)
+    total = e.sum(-1, keepdims=True) + np.exp(p.sinks - m)
+    return np.where(some, e / total, 0).astype(s.dtype), (m + np.log(total))[..., 0]
+
+
+def _weighted_sum(p: Problem, weights: Array) -> Array:
     if np.isfinite(p.value).all():
         return weights @ p.value
     # 0 * NaN is NaN, so what is not allowed must not even be multiplied.
@@ -108,45 +174,132 @@ def reference(query: ArrayLike, key: ArrayLike, value: ArrayLike, **options: Any
     """What `qkvc.attention_with_lse` has to return, in float64."""
     p = problem(query, key, value, **options)
     with np.errstate(all="ignore"):
-        weights, lse = _weights(p, p.scale * (p.query @ p.key.swapaxes(-1, -2)))
-        return p.shaped(_weighted_sum(p, weights), lse)
+        weights, lse = _weights(p, _masked(p, _capped(p, _raw(p))))
+        return p.shaped(p.head_scale * _weighted_sum(p, weights), lse)
+
+
+def reference_scores(query: ArrayLike, key: ArrayLike, stage: str = "softmax", **options: Any) -> Array:
+    """What `qkvc.attention_scores` has to return; its last stage is what `qkvc.attention_weights` returns."""
+    p = problem(query, key, **options)
+    with np.errstate(all="ignore"):
+        stages = [_raw(p)]
+        stages.append(_capped(p, stages[0]))
+        stages.append(_masked(p, stages[1]))
+        stages.append(_weights(p, stages[2])[0])
+    chosen = stages[("raw", "softcap", "bias", "softmax").index(stage)]
+    return p.ranked(np.broadcast_to(chosen, p.allowed.shape))
+
+
+def reference_stats(query: ArrayLike, key: ArrayLike, *, lse: ArrayLike | None = None, **options: Any) -> Stats:
+    """What `qkvc.attention_stats` has to return, without its top keys."""
+    p = problem(query, key, **options)
+    with np.errstate(all="ignore"):
+        s = _masked(p, _capped(p, _raw(p)))
+        weights, own = _weights(p, s)
+        if lse is not None:
+            own = np.asarray(lse).astype(s.dtype).reshape(own.shape)
+            weights = np.where(p.allowed, np.exp(s - own[..., np.newaxis]), 0)
+        entropy = -np.where(weights > 0, weights * np.log(weights), 0).sum(-1)
+        stats = (own, s.max(-1, initial=-np.inf), entropy, (weights * p.away).sum(-1), weights.sum(-2))
+    return Stats(*map(p.ranked, stats))
+
+
+def reference_merge(outs: list[ArrayLike], lses: list[ArrayLike], layout: str = "bhld", dtype: DTypeLike = np.float64) -> Reference:
+    """What `qkvc.merge_attention` has to return: the parts, weighted with their shares of the sum."""
+    out, lse = (np.stack([np.asarray(x).astype(dtype) for x in parts]) for parts in (outs, lses))
+    m = lse.max(0)
+    m = np.where(np.isneginf(m), 0, m)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.exp(lse - m)
+        total = share.sum(0)
+        share = np.where(total > 0, share / total, 0)[..., np.newaxis]
+        share = share.swapaxes(-2, -3) if layout == "blhd" and lse.ndim > 2 else share
+        return Reference((share * out).sum(0), m + np.log(total))
 
 
 def naive32(query: ArrayLike, key: ArrayLike, value: ArrayLike, **options: Any) -> NDArray[np.float32]:
     """The textbook formula in float32 NumPy, in exactly this order of operations: the yardstick of the accuracy promise."""
     p = problem(query, key, value, dtype=np.float32, **options)
     with np.errstate(all="ignore"):
-        weights, lse = _weights(p, (p.query * np.float32(p.scale)) @ p.key.swapaxes(-1, -2))
-        return p.shaped(weights @ p.value, lse).out
+        raw = (p.query * np.float32(p.scale)) @ p.key.swapaxes(-1, -2)
+        weights, lse = _weights(p, _masked(p, _capped(p, raw)))
+        return p.shaped(p.head_scale * (weights @ p.value), lse).out
 
 
-def _gamma(n: int) -> float:
-    return n * UNIT / (1 - n * UNIT)
+class Bounds(NamedTuple):
+    """Largest possible error of each element: out and lse as the caller sees them, the score, the weight (..., H, L_q, L_k)."""
+
+    out: Array
+    lse: Array
+    score: Array
+    weight: Array
 
 
-def certificate(query: ArrayLike, key: ArrayLike, value: ArrayLike, **options: Any) -> NDArray[Any]:
-    """Largest possible error of each element of `out` for finite inputs, first order in u, with 1 % for the rest.
+def certificate(query: ArrayLike, key: ArrayLike, value: ArrayLike | None = None, *, unit: float = UNIT, **options: Any) -> Bounds:
+    """Largest possible error of each element for finite inputs and roundings of `unit`, first order in it, with 1 % for the rest.
 
-    A score is a chain of D roundings over the scaled query, and a bias is one more product and sum.  A weight then errs by what its own
-    score and the row's largest score err, by the rounding of their difference, by 1 ULP of exp2 and by the cut at 2**-126.  A value sum
-    is one chain per block and one merge per block.
+    A score is a chain of D roundings over the scaled query; softcap, which never steepens an error, adds a dozen of its own size, ALiBi and
+    bias three products and sums.  A weight then errs by what its own score and the row's largest score err, by the rounding of their
+    difference, by 1 ULP of exp2 and by the cut at 2**-126 (float64: 2**-1022).  A value sum is one chain per block and one merge per block.
+    A sink is one more score, of three roundings.
     """
     p = problem(query, key, value, **options)
+
+    def gamma(n: int) -> float:
+        return n * unit / (1 - n * unit)
+
+    tiny = 2.0**-126 if unit == UNIT else 2.0**-1022
     l_k, d = p.key.shape[-2:]
-    s = p.scale * (p.query @ p.key.swapaxes(-1, -2))
+    raw = _raw(p)
+    capped = _capped(p, raw)
+    s = _masked(p, capped)
     with np.errstate(all="ignore"):
-        weights, _ = _weights(p, s)
-    s = np.where(p.allowed, s + p.bias, -np.inf)
-    m = np.where(p.allowed.any(-1, keepdims=True), s.max(-1, keepdims=True, initial=-np.inf), 0)
-    bias = np.where(p.allowed, np.abs(p.bias), 0)
-    e = _gamma(d + 2) * abs(p.scale) * (np.abs(p.query) @ np.abs(p.key).swapaxes(-1, -2)) + _gamma(3) * bias
-    e_max = np.where(p.allowed, e, 0).max(-1, keepdims=True, initial=0)
-    theta = e + e_max + UNIT * np.where(p.allowed, np.abs(s - m), 0) + 3 * UNIT
+        weights, lse = _weights(p, s)
+        sink_weight = np.where(np.isneginf(p.sinks), 0, np.exp(p.sinks - lse[..., np.newaxis]))
+    sink = np.where(np.isneginf(p.sinks), 0, p.sinks)
+    m = np.maximum(s.max(-1, keepdims=True, initial=-np.inf), p.sinks)
+    m = np.where(np.isneginf(m), 0, m)
+
+    addends = np.where(p.allowed, np.abs(p.slopes) * p.away + np.abs(p.bias), 0)
+    e = gamma(d + 4) * abs(p.scale) * (np.abs(p.query) @ np.abs(p.key).swapaxes(-1, -2))
+    if p.softcap is not None:
+        e = np.minimum(e, 2 * p.softcap) + gamma(12) * np.abs(capped)
+    e = e + np.where(addends > 0, gamma(4) * (np.abs(capped) + addends), 0)
+    e_sink = gamma(3) * np.abs(sink)
+    e_max = np.maximum(np.where(p.allowed, e, 0).max(-1, keepdims=True, initial=0), e_sink)
+    theta = e + e_max + unit * np.where(p.allowed, np.abs(s - m), 0) + 3 * unit
+    theta_sink = e_sink + e_max + unit * np.abs(sink - m) + 3 * unit
 
     size = np.abs(p.value)
     out = np.abs(weights @ p.value)
-    chains = _gamma(min(l_k, BLOCK) + -(-l_k // BLOCK) + 8)
+    chains = gamma(min(l_k, BLOCK) + -(-l_k // BLOCK) + 8)
     weighted = weights * theta
-    bound = weighted @ size + out * weighted.sum(-1, keepdims=True) + chains * (weights @ size + out)
-    bound += 2.0**-126 * (p.allowed @ size + out)
-    return 1.01 * p.shaped(bound, s).out
+    total = weighted.sum(-1, keepdims=True) + sink_weight * theta_sink
+    bound = weighted @ size + out * total + chains * (weights @ size + out)
+    bound += tiny * (p.allowed @ size + out)
+    bound = np.abs(p.head_scale) * (bound + gamma(2) * out)
+    of_lse = (total + chains)[..., 0] + 2 * unit * np.where(np.isfinite(lse), np.abs(lse), 0)
+    of_weight = weighted + weights * (total + 2 * chains) + tiny
+    shaped = p.shaped(1.01 * bound, 1.01 * of_lse)
+    return Bounds(*shaped, p.ranked(1.01 * np.broadcast_to(e, p.allowed.shape)), p.ranked(1.01 * of_weight))
+
+
+def stats_certificate(query: ArrayLike, key: ArrayLike, *, unit: float = UNIT, **options: Any) -> Stats:
+    """Largest possible error of each statistic: of its weights, of the logarithm in the entropy, and of one chain for each sum."""
+    bounds, p = certificate(query, key, unit=unit, **options), problem(query, key, **options)
+    weights = reference_scores(query, key, "softmax", **options)
+    score = reference_scores(query, key, "bias", **options)
+    top = score.max(-1, initial=-np.inf)
+    top_error = np.where(np.isneginf(score), 0, bounds.score).max(-1, initial=0) + 4 * unit * np.where(np.isneginf(top), 0, np.abs(top))
+    error = bounds.weight + weights * bounds.lse[..., np.newaxis]
+    with np.errstate(divide="ignore"):
+        surprise = np.where(weights > 0, -np.log(weights), 0)
+    away = p.ranked(np.broadcast_to(p.away, p.allowed.shape))
+    l_q, l_k = weights.shape[-2:]
+    return Stats(
+        bounds.lse,
+        top_error,
+        (2 * error * (1 + np.abs(surprise)) + (l_k + 8) * unit * weights * np.abs(surprise)).sum(-1),
+        ((error + (l_k + 8) * unit * weights) * away).sum(-1),
+        (error + (l_q + 8) * unit * weights).sum(-2),
+    )

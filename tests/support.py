@@ -6,58 +6,77 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 import qkvc
 
-from .reference import Reference, reference
+from .reference import Reference, exact_for, reference, result_type
 
 ROOT = Path(__file__).parents[1]  # of the repository
 
 # The one tolerance table: absolute error of `out` per unit of the largest |value|, and of `lse` per unit of max(1, |lse|).  Scores of a few
 # units are meant (N(0, 1) inputs, default scale), where naive float32 NumPy reaches 5e-7; the sharp tests use `reference.certificate`.
+# float64 has 29 bits more.
 TOLERANCE = {"out": 2e-6, "lse": 2e-6}
+FINER = {"float32": 1.0, "float64": 2.0**-29}
 
 
-def bits(x: NDArray[Any]) -> NDArray[np.uint32]:
+def bits(x: NDArray[Any]) -> NDArray[Any]:
     """The bit patterns, so that -0.0 differs from 0.0 and a NaN equals itself."""
-    return np.asarray(x, order="C").view(np.uint32)
+    return np.asarray(x, order="C").view(f"u{x.dtype.itemsize}")
 
 
 def assert_same_bits(actual: NDArray[Any], expected: NDArray[Any], what: object = "") -> None:
-    assert actual.shape == expected.shape, what
+    assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype), what
     different = np.argwhere(bits(actual) != bits(expected))
     assert not different.size, f"{what}: {len(different)} of {actual.size} elements differ, the first at {different[0]}"
 
 
-def assert_close(actual: NDArray[Any], expected: NDArray[Any], atol: float, what: object = "") -> None:
+def assert_close(actual: NDArray[Any], expected: NDArray[Any], atol: ArrayLike, what: object = "", dtype: DTypeLike = np.float32) -> None:
     """Non-finite numbers must be the same ones: a NaN in the reference must not make the comparison pass."""
     assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, expected {expected.shape}"
-    assert actual.dtype == np.float32, what
+    assert actual.dtype == dtype, f"{what}: dtype {actual.dtype}"
     finite = np.isfinite(expected)
-    np.testing.assert_array_equal(actual[~finite], expected[~finite].astype(np.float32), err_msg=str(what))
-    error = np.abs(actual[finite].astype(np.float64) - expected[finite])
-    worst = error.max(initial=0)
-    assert worst <= atol, f"{what}: error {worst:.3g}, allowed {atol:.3g}, in {np.sum(~(error <= atol))} of {actual.size} elements"
+    np.testing.assert_array_equal(actual[~finite], expected[~finite].astype(dtype), err_msg=str(what))
+    error, allowed = np.abs(actual[finite] - expected[finite]), np.broadcast_to(atol, expected.shape)[finite]
+    wrong = ~(error <= allowed)
+    worst = f"error {error.max(initial=0):.3g}, allowed {allowed.max(initial=0):.3g}"
+    assert not wrong.any(), f"{what}: {worst}, in {wrong.sum()} of {actual.size} elements"
 
 
 def assert_attention(query: Any, key: Any, value: Any, what: object = "", **options: Any) -> Reference:
     """Run attention_with_lse and compare both results with the oracle; `out` and `num_threads` are not the oracle's business."""
     got = qkvc.attention_with_lse(query, key, value, **options)
     meaning = {name: option for name, option in options.items() if name not in ("out", "num_threads")}
-    expected = reference(query, key, value, **meaning)
+    exact, dtype = exact_for(query, key, value), result_type(query, key, value)
+    expected = reference(query, key, value, dtype=exact, **meaning)
     what = what or {name: np.shape(option) or option for name, option in dict(query=query, key=key, value=value, **meaning).items()}
-    finite = np.abs(np.asarray(value, dtype=np.float64))
-    assert_close(got.out, expected.out, TOLERANCE["out"] * max(1.0, finite.max(initial=0, where=np.isfinite(finite))), what)
+    size = np.abs(np.asarray(value, dtype=exact))
+    size = size.max(initial=1, where=np.isfinite(size)) * np.abs(options.get("head_scale", 1.0)).max(initial=1)
+    assert_close(got.out, expected.out, TOLERANCE["out"] * FINER[dtype.name] * size, what, dtype)
     largest = np.abs(expected.lse).max(initial=1, where=np.isfinite(expected.lse))
-    assert_close(got.lse, expected.lse, TOLERANCE["lse"] * largest, what)
+    assert_close(got.lse, expected.lse, TOLERANCE["lse"] * FINER[dtype.name] * largest, what, dtype)
     return expected
+
+
+def share_of_bound(name: str, actual: NDArray[Any], expected: NDArray[Any], bound: NDArray[Any], dtype: np.dtype[Any]) -> float:
+    """The largest error in units of what is allowed; above 1 it fails, as where shape, dtype or a number that is not finite differs."""
+    if (actual.shape, actual.dtype) != (expected.shape, dtype):
+        raise AssertionError(f"{name}: {actual.dtype}{actual.shape}, expected {dtype}{expected.shape}")
+    finite = np.isfinite(expected)
+    if (actual[~finite] != expected[~finite]).any():
+        raise AssertionError(f"{name}: {actual[~finite][:3]} for {expected[~finite][:3]}")
+    smallest = np.finfo(dtype).smallest_subnormal
+    ratio = np.abs(actual[finite] - expected[finite]) / (np.broadcast_to(bound, expected.shape)[finite] + smallest)
+    if not (ratio <= 1).all():
+        raise AssertionError(f"{name}: {(~(ratio <= 1)).sum()} of {actual.size} elements, the worst at {np.max(ratio):.3g} of the bound")
+    return float(ratio.max(initial=0))
 
 
 def normal(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
@@ -75,15 +94,19 @@ def operands(
 # --- the same numbers in other memory; every gap between them holds NaN, so that an ignored stride cannot hide -------------------------
 
 
+def _filled(shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
+    return np.full(shape, np.nan if dtype.kind == "f" else 1, dtype)
+
+
 def _gaps(a: NDArray[Any]) -> NDArray[Any]:
-    big = np.full([2 * n + 1 for n in a.shape], np.nan, dtype=a.dtype)
+    big = _filled([2 * n + 1 for n in a.shape], a.dtype)
     view = big[(slice(1, None, 2),) * a.ndim]
     view[...] = a
     return view
 
 
 def _padded_rows(a: NDArray[Any], width: int) -> NDArray[Any]:
-    big = np.full((*a.shape[:-1], width), np.nan, dtype=a.dtype)
+    big = _filled((*a.shape[:-1], width), a.dtype)
     view = big[..., : a.shape[-1]]
     view[...] = a
     return view
@@ -121,7 +144,7 @@ MEMORY: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
     "rows 4096 bytes apart": lambda a: _padded_rows(a, -(-a.shape[-1] // 1024) * 1024),
     "reversed": _reversed,
     "rows outermost": _rows_outermost,
-    "4 bytes off a cache line": lambda a: at_byte(a, 4),
+    "one element off a cache line": lambda a: at_byte(a, a.itemsize),
     "unaligned": lambda a: at_byte(a, 1),
     "other byte order": lambda a: a.astype(a.dtype.newbyteorder()),
     "read-only": _read_only,
