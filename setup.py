@@ -1,4 +1,4 @@
-"""Four extensions over one C part.  Everything in src/ links into qkvc._kernels alone: one dispatcher, one thread pool."""
+"""Five extensions over one C part.  Everything in src/ links into qkvc._kernels alone: one dispatcher, one thread pool."""
 
 import os
 from glob import glob
@@ -47,6 +47,7 @@ setup(
             extension("_plan", []),
             extension("_attention", []),
             extension("_softmax", []),
+            extension("_linear", []),
         ],
         build_dir="build/debug" if DEBUG else "build",
         force=ANNOTATE,

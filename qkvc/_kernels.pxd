@@ -24,6 +24,8 @@ cdef extern from "kernels.h" nogil:
                        const void *beta, void *O) noexcept nogil
         void (*values_selected)(const void *V, Py_ssize_t row, int Dv, const void *P, const void *allowed, const int *depth, int vecs,
                                 const void *alpha, const void *beta, void *O) noexcept nogil
+        void (*project)(const void *W, Py_ssize_t rs, Py_ssize_t cs, int N, int E, const void *XT, int vecs, const void *bias,
+                        void *YT) noexcept nogil
         bint (*finite)(const void *O, int Dv, const void *l, int vecs) noexcept nogil
         void (*store)(const void *O, int Dv, const void *factor, int queries, void *const *rows, Py_ssize_t col) noexcept nogil
         void (*row_max)(const void *x, Py_ssize_t n, void *partial) noexcept nogil
@@ -40,8 +42,12 @@ ctypedef void (*Idle)(void *context) noexcept nogil
 # The set in use.  Callers take it once, at the start of a call.
 cdef const Kernels *kernels_in_use() noexcept nogil
 
-# The threads a call may use: `num_threads` if given, else the process-wide number.
+# The set, or its narrow one where that leaves enough fewer lanes empty.
+cdef const Kernels *fitted(const Kernels *kernels, Py_ssize_t rows) noexcept nogil
+
+# The threads a call may use: `num_threads` if given, else the process-wide number; and how many of them this much work is worth.
 cdef int threads_for(object num_threads) except -1
+cdef int threads_worth(int threads, double flops) noexcept nogil
 
 # src/pool.c, which lives in this extension alone.
 cdef void run(Task task, Idle idle, void *context, Py_ssize_t tasks, int threads) noexcept nogil

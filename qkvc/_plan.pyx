@@ -12,7 +12,7 @@ import numpy as np
 
 from qkvc._coerce import as_bias, as_float32, as_integers, as_mask, as_scale, bad, check_out, shape_text
 
-from qkvc._kernels cimport kernels_in_use, threads_for
+from qkvc._kernels cimport fitted, kernels_in_use, threads_for, threads_worth
 
 cdef object ndarray = np.ndarray
 cdef object empty = np.empty
@@ -24,15 +24,9 @@ cdef enum:
 # Widest rows taken: scratch grows with them, and C counts panels with int.
 cdef Py_ssize_t MAX_DIM = 1 << 20
 
-# A call takes as many threads as it has this much work for: a wake costs 5 to 10 us, which is about 0.5 MFLOP of one core.
-cdef double FLOPS_PER_THREAD = 0.5e6
-
 # What a lane costs beside its flops (packing, storing, checking, for each of D + Dv), in flops of the same time: 16 queries against 16 keys
 # take twice the time of their arithmetic.
 cdef double LANE_OVERHEAD = 30
-
-# Kernels of half the lanes run at 88 % of the speed; they win when they leave fewer lanes empty than that.
-cdef double NARROW_PAYS = 0.88
 
 # Rows this many bytes apart (or a multiple) fall into few sets of a 32 KB, 8-way L1, so a key block of them is copied first.
 cdef Py_ssize_t ALIASING_STRIDE = 4096
@@ -213,18 +207,12 @@ cdef bint aliases(Py_ssize_t row, Py_ssize_t rows, Py_ssize_t col, Py_ssize_t co
 
 cdef void cut(Problem *p, object num_threads) except *:
     """Tiles and threads.  Neither changes a bit of the result (docs/arithmetic.md)."""
-    cdef Py_ssize_t lanes = p.kernels.lanes, heads = p.batch * p.kv_heads, half
-    cdef double work
+    cdef Py_ssize_t heads = p.batch * p.kv_heads, lanes
     p.rows = p.group * p.Lq
-    if p.kernels.narrow != NULL:
-        half = p.kernels.narrow.lanes
-        if (p.rows + half - 1) // half * half < NARROW_PAYS * ((p.rows + lanes - 1) // lanes * lanes):
-            p.kernels, lanes = p.kernels.narrow, half
+    p.kernels = fitted(p.kernels, p.rows)
+    lanes = p.kernels.lanes
     p.vectors = (p.rows + lanes - 1) // lanes
-    work = <double>heads * p.vectors * lanes * (p.D + p.Dv) * (2.0 * p.Lk + LANE_OVERHEAD) / FLOPS_PER_THREAD
-    p.threads = threads_for(num_threads)
-    if work < p.threads:
-        p.threads = 1 if work < 2 else <int>work
+    p.threads = threads_worth(threads_for(num_threads), <double>heads * p.vectors * lanes * (p.D + p.Dv) * (2.0 * p.Lk + LANE_OVERHEAD))
     p.tiles = (p.vectors + p.kernels.vecs - 1) // p.kernels.vecs
     if p.tiles * heads < 2 * p.threads:  # narrower tiles, so that every thread has work
         p.tiles = min(p.vectors, (2 * p.threads + heads - 1) // max(heads, 1))

@@ -55,6 +55,10 @@ struct qkvc_kernels {
     void (*values_selected)(const void *V, ptrdiff_t row, int Dv, const void *P, const void *allowed, const int *depth, int vecs,
                             const void *alpha, const void *beta, void *O);
 
+    /* YT[n][lane] += sum over e < E of W[n * rs + e * cs] * XT[e][lane] for n < N, in blocks of QKVC_BLOCK; then += bias[n], unless it is
+     * NULL.  The next rows of W are fetched meanwhile. */
+    void (*project)(const void *W, ptrdiff_t rs, ptrdiff_t cs, int N, int E, const void *XT, int vecs, const void *bias, void *YT);
+
     /* Is every number of O and l finite, and every l above zero? */
     int (*finite)(const void *O, int Dv, const void *l, int vecs);
 

@@ -12,7 +12,7 @@
 #include "kernels.h"
 
 #define TILE (VECS * LANES)
-enum { SEGMENT = 16 }; /* terms a chain: docs/arithmetic.md */
+enum { SEGMENT = 16, LINE = 64 / sizeof(REAL) }; /* terms a chain: docs/arithmetic.md; numbers a cache line */
 
 #ifdef __clang__ /* which knows the other pragma too, and does not always obey it: 27 % of the FMA peak */
 #define UNROLL _Pragma("clang loop unroll(full)")
@@ -50,15 +50,19 @@ static INLINE void product_range(const int rows, const int first, const int vecs
 /* sum[i][v] = sum over k < depth[v] of A[i * rs + k * cs] * B[k][v]: one chain of FMAs from zero for every SEGMENT of k, the chains added
  * in ascending order.  One chain for all of k would be half as accurate; the chains' sums wait in registers, or on the stack where
  * registers are few, outside the loop.  depth ascends with v, so the vectors drop out from the left.  rows and vecs are constants where
- * this is inlined. */
+ * this is inlined.  `next`, unless it is NULL, is what A will be then: it is fetched a segment at a time, because all of it at once would
+ * keep the misses of this A waiting. */
 static INLINE void product(const int rows, const int vecs, const REAL *A, ptrdiff_t rs, ptrdiff_t cs, const REAL *B, const int *depth,
-                           vec sum[][VECS])
+                           vec sum[][VECS], const REAL *next)
 {
     UNROLL for (int i = 0; i < rows; ++i)
         UNROLL for (int v = 0; v < vecs; ++v) sum[i][v] = v_set1(0);
     for (int k = 0; k < depth[vecs - 1]; k += SEGMENT) {
         const int end = k + SEGMENT;
         vec acc[ROWS_1][VECS];
+        if (next)
+            UNROLL for (int i = 0; i < rows; ++i)
+                for (int c = k; c < end; c += LINE) __builtin_prefetch(next + i * rs + c * cs, 0, 3);
         UNROLL for (int i = 0; i < rows; ++i)
             UNROLL for (int v = 0; v < vecs; ++v) acc[i][v] = v_set1(0);
         product_range(rows, 0, vecs, A, rs, cs, B, k, least(depth[0], end), acc);
@@ -73,7 +77,7 @@ static INLINE void product(const int rows, const int vecs, const REAL *A, ptrdif
 static INLINE void scores_tile(const int rows, const int vecs, const REAL *K, ptrdiff_t row, int D, const REAL *QT, REAL *S)
 {
     vec sum[ROWS_1][VECS];
-    product(rows, vecs, K, row, 1, QT, (const int[]){D, D, D}, sum);
+    product(rows, vecs, K, row, 1, QT, (const int[]){D, D, D}, sum, NULL);
     UNROLL for (int i = 0; i < rows; ++i)
         UNROLL for (int v = 0; v < vecs; ++v) v_store(S + i * TILE + v * LANES, sum[i][v]);
 }
@@ -83,7 +87,7 @@ static INLINE void values_tile(const int rows, const int vecs, const REAL *V, pt
                                const REAL *alpha, const REAL *beta, REAL *O)
 {
     vec sum[ROWS_1][VECS];
-    product(rows, vecs, V, 1, row, P, depth, sum);
+    product(rows, vecs, V, 1, row, P, depth, sum, NULL);
     UNROLL for (int v = 0; v < vecs; ++v) {
         vec a = v_load(alpha + v * LANES), b = v_load(beta + v * LANES);
         UNROLL for (int i = 0; i < rows; ++i) {
@@ -91,6 +95,28 @@ static INLINE void values_tile(const int rows, const int vecs, const REAL *V, pt
             v_store(o, v_fma(b, sum[i][v], v_mul(a, v_load(o))));
         }
     }
+}
+
+/* Y[i][v] += W[i] . X[v], block by block; then the bias.  The rows that follow are fetched: 88 -> 94 % of the FMA peak with a weight in L3. */
+static INLINE void project_tile(const int rows, const int vecs, const REAL *W, ptrdiff_t rs, ptrdiff_t cs, int E, const REAL *XT,
+                                const REAL *bias, REAL *Y)
+{
+    for (int e = 0; e < E; e += QKVC_BLOCK) {
+        const int n = least(E - e, QKVC_BLOCK);
+        vec sum[ROWS_1][VECS];
+        product(rows, vecs, W + e * cs, rs, cs, XT + e * TILE, (const int[]){n, n, n}, sum, W + rows * rs + e * cs);
+        UNROLL for (int i = 0; i < rows; ++i)
+            UNROLL for (int v = 0; v < vecs; ++v) {
+                REAL *y = Y + i * TILE + v * LANES;
+                v_store(y, v_add(v_load(y), sum[i][v]));
+            }
+    }
+    if (bias)
+        UNROLL for (int i = 0; i < rows; ++i)
+            UNROLL for (int v = 0; v < vecs; ++v) {
+                REAL *y = Y + i * TILE + v * LANES;
+                v_store(y, v_add(v_load(y), v_set1(bias[i])));
+            }
 }
 
 /* Cover the rows from j to n with tiles of `most` rows and, at the end, of 4, 2 and 1: no row is padded, none is read twice. */
@@ -123,7 +149,7 @@ static INLINE void values_tile(const int rows, const int vecs, const REAL *V, pt
 static __attribute__((noinline)) void fetch_rows(const REAL *x, ptrdiff_t row, int rows, int cols)
 {
     for (int i = 0; i < rows; ++i)
-        for (int c = 0; c < cols; c += 64 / (int)sizeof(REAL)) __builtin_prefetch(x + i * row + c, 0, 2);
+        for (int c = 0; c < cols; c += LINE) __builtin_prefetch(x + i * row + c, 0, 2);
 }
 
 static void scores(const void *K_, ptrdiff_t row, int D, const void *QT_, const int *depth, int vecs, const void *V_,
@@ -177,6 +203,16 @@ static void values_selected(const void *V_, ptrdiff_t row, int Dv, const void *P
             REAL *o = O + c * TILE + v * LANES;
             v_store(o, v_fma(v_load((const REAL *)beta + v * LANES), sum, v_mul(v_load((const REAL *)alpha + v * LANES), v_load(o))));
         }
+}
+
+static void project(const void *W_, ptrdiff_t rs, ptrdiff_t cs, int N, int E, const void *XT, int vecs, const void *bias_, void *YT_)
+{
+    const REAL *W = W_, *bias = bias_;
+    REAL *YT = YT_;
+    int n = 0;
+#define PROJECT(rows, vecs) project_tile(rows, vecs, W + n * rs, rs, cs, E, XT, bias ? bias + n : NULL, YT + n * TILE)
+    COVER_VECS(vecs, n, N, PROJECT);
+#undef PROJECT
 }
 
 /* --------------------------------------------------------------------------------------------------------------------- softmax */
@@ -273,6 +309,7 @@ const struct qkvc_kernels TABLE = {
     .softmax = softmax,
     .values = values,
     .values_selected = values_selected,
+    .project = project,
     .finite = every_finite,
     .store = store,
     .row_max = row_max,

@@ -1,0 +1,7 @@
+from typing import Any
+
+from numpy.typing import NDArray
+
+def project(
+    x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None = None, out: NDArray[Any] | None = None, num_threads: int | None = None
+) -> NDArray[Any]: ...

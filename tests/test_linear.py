@@ -1,0 +1,201 @@
+"""project: x @ weight.T + bias, against NumPy in float64, in every memory, and to the bit whatever runs beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import qkvc
+from qkvc._linear import project
+
+from .support import MEMORY, assert_refused, assert_same_bits, normal
+from .test_guard_pages import Guarded
+
+UNIT_ROUNDOFF = 2.0**-24
+TOKENS = (0, 1, 17, 47, 48, 49, 1000)
+SIZES = ((1, 1), (7, 5), (16, 48), (64, 64), (127, 33), (129, 130), (300, 1), (0, 9), (9, 0), (1100, 40), (24, 1600))  # E, N
+
+Operands = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+
+
+def linear(rng: np.random.Generator, leading: tuple[int, ...], E: int, N: int) -> Operands:
+    return normal(rng, *leading, E), normal(rng, N, E), normal(rng, N)
+
+
+def roundings(E: int) -> int:
+    """What a term passes through: its chain of 16, the chains of its block of 128, the blocks, the bias and the product's own."""
+    return min(E, 16) + -(-min(E, 128) // 16) + -(-E // 128) + 2
+
+
+def assert_linear(got: NDArray[Any], x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None, what: object = "") -> None:
+    """Within the worst that the roundings of docs/arithmetic.md, clause 7, can do to each element."""
+    wide = [np.asarray(a, np.float64) for a in (x, weight, 0.0 if bias is None else bias)]
+    with np.errstate(invalid="ignore"):
+        expected = wide[0] @ wide[1].T + wide[2]
+        bound = 2 * roundings(x.shape[-1]) * UNIT_ROUNDOFF * (np.abs(wide[0]) @ np.abs(wide[1]).T + np.abs(wide[2]))
+    assert got.dtype == np.float32
+    assert got.shape == expected.shape
+    finite = np.isfinite(expected)
+    assert (np.isnan(got) == np.isnan(expected)).all(), what
+    assert (np.abs(got - expected)[finite] <= bound[finite]).all(), what
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_numbers(isa: str, rng: np.random.Generator, tokens: int) -> None:
+    for E, N in SIZES:
+        x, weight, bias = linear(rng, (tokens,), E, N)
+        assert_linear(project(x, weight, bias), x, weight, bias, f"{E} -> {N}")
+        assert_linear(project(x, weight), x, weight, None, f"{E} -> {N} without bias")
+
+
+def test_leading_axes(isa: str, rng: np.random.Generator) -> None:
+    for leading in ((), (0, 3), (5,), (2, 3), (3, 1, 20), (2, 3, 4, 5)):
+        x, weight, bias = linear(rng, leading, 20, 30)
+        got = project(x, weight, bias)
+        assert_linear(got, x, weight, bias, leading)
+        assert got.flags.c_contiguous
+        assert got.flags.owndata
+
+
+def test_memory(isa: str, rng: np.random.Generator) -> None:
+    """Any strides of any operand, the transposed weight of GPT-2 among them, and not a bit moves."""
+    x, weight, bias = linear(rng, (3, 21), 150, 70)
+    expected = project(x, weight, bias)
+    for name, place in MEMORY.items():
+        if name != "other byte order":
+            assert_same_bits(project(place(x), weight, bias), expected, f"x {name}")
+            assert_same_bits(project(x, place(weight), bias), expected, f"weight {name}")
+            assert_same_bits(project(x, weight, place(bias[:, np.newaxis])[:, 0]), expected, f"bias {name}")
+            assert_same_bits(project(place(x), place(weight), bias), expected, f"both {name}")
+    assert_same_bits(project(x, np.ascontiguousarray(weight.T).T, bias), expected, "transposed")
+    swapped = np.ascontiguousarray(x.swapaxes(0, 1)).swapaxes(0, 1)
+    assert_same_bits(project(swapped, weight, bias), expected, "tokens outermost")
+    repeated = np.broadcast_to(x[:1], x.shape)
+    assert_same_bits(project(repeated, weight, bias), np.broadcast_to(expected[:1], expected.shape), "stride 0")
+    assert_same_bits(project(x, np.broadcast_to(weight[:1], weight.shape)), project(x, weight[:1].repeat(70, 0)), "one row for all")
+
+
+def test_out(isa: str, rng: np.random.Generator) -> None:
+    """Any strides; and nothing is written beside it, as where Q, K and V share an array."""
+    x, weight, bias = linear(rng, (2, 50), 40, 35)
+    expected = project(x, weight, bias)
+    for name in ("contiguous", "fortran", "gaps on every axis", "padded rows", "reversed", "rows outermost"):
+        out = MEMORY[name](np.full(expected.shape, np.nan, np.float32))
+        assert project(x, weight, bias, out) is out
+        assert_same_bits(out, expected, name)
+    wide = np.full((2, 50, 105), np.nan, np.float32)
+    project(x, weight, bias, out=wide[..., 35:70])
+    assert_same_bits(wide[..., 35:70], expected, "a slice")
+    assert np.isnan(wide[..., :35]).all()
+    assert np.isnan(wide[..., 70:]).all()
+    heads = np.empty((2, 7, 50, 5), np.float32)
+    parts = np.moveaxis(project(x, weight, bias).reshape(2, 50, 7, 5), 2, 1)
+    for h in range(7):
+        project(x, weight[5 * h : 5 * h + 5], bias[5 * h : 5 * h + 5], heads[:, h])
+    assert_same_bits(heads, parts, "head by head")
+
+
+@pytest.mark.parametrize("shape", [(1, 300, 2000), (5, 768, 700), (130, 200, 300), (1000, 64, 64)], ids=str)
+def test_threads_and_neighbours(isa: str, rng: np.random.Generator, shape: tuple[int, int, int]) -> None:
+    """Bits depend on E alone: not on threads, on the number of tokens, nor on how many rows the weight has."""
+    tokens, E, N = shape
+    x, weight, bias = linear(rng, (tokens,), E, N)
+    expected = project(x, weight, bias, num_threads=1)
+    for threads in (1, 2, 3, 7):
+        for _ in range(5):
+            assert_same_bits(project(x, weight, bias, num_threads=threads), expected, f"{threads} threads")
+    for n in {0, 1, tokens // 2, tokens - 1}:
+        assert_same_bits(project(x[n:], weight, bias), expected[n:], f"tokens from {n}")
+        assert_same_bits(project(x[: n + 1], weight, bias), expected[: n + 1], f"tokens to {n}")
+    for n in (1, 7, N // 2):
+        assert_same_bits(project(x, weight[n:], bias[n:]), expected[:, n:], f"rows from {n}")
+        assert_same_bits(project(x, weight[:n], bias[:n]), expected[:, :n], f"rows to {n}")
+
+
+def test_kernel_sets_with_fma_agree(rng: np.random.Generator) -> None:
+    with_fma = [name for name in qkvc.kernels() if name != "portable"]
+    if len(with_fma) < 2:
+        pytest.skip(f"this CPU runs only {with_fma or 'the portable kernels'}, and two kernel sets with FMA are needed")
+    for tokens in TOKENS:
+        x, weight, bias = linear(rng, (tokens,), 300, 77)
+        results = []
+        for name in with_fma:
+            with qkvc.use_kernels(name):
+                results.append(project(x, weight, bias))
+        for result in results[1:]:
+            assert_same_bits(result, results[0], f"{tokens} tokens")
+
+
+def test_poison_stays_where_it_is(isa: str, rng: np.random.Generator) -> None:
+    """A token's NaN or infinity reaches that token alone, a weight row's that output alone."""
+    x, weight, bias = linear(rng, (61,), 140, 50)
+    clean = project(x, weight, bias)
+    for bad in (np.nan, np.inf, -np.inf):
+        sick = x.copy()
+        sick[7, 3], sick[60, 139] = bad, bad
+        got = project(sick, weight, bias)
+        assert not np.isfinite(got[[7, 60]]).any()
+        rest = np.delete(np.arange(61), [7, 60])
+        assert_same_bits(got[rest], clean[rest], f"{bad} in x")
+        sick = weight.copy()
+        sick[49, 0] = bad
+        got = project(x, sick, bias)
+        assert not np.isfinite(got[:, 49]).any()
+        assert_same_bits(got[:, :49], clean[:, :49], f"{bad} in the weight")
+        sick = bias.copy()
+        sick[0] = bad
+        got = project(x, weight, sick)
+        assert not np.isfinite(got[:, 0]).any()
+        assert_same_bits(got[:, 1:], clean[:, 1:], f"{bad} in the bias")
+
+
+def test_exact_where_exact_is_possible(isa: str, rng: np.random.Generator) -> None:
+    """Small integers: every order of the sum gives the same, so every element must be right to the last bit."""
+    for tokens, E, N in ((1, 1000, 40), (100, 300, 33), (33, 16, 500)):
+        x, weight, bias = (rng.integers(-8, 9, shape).astype(np.float32) for shape in ((tokens, E), (N, E), (N,)))
+        np.testing.assert_array_equal(project(x, weight, bias), x.astype(int) @ weight.T.astype(int) + bias.astype(int))
+
+
+@pytest.fixture(scope="module")
+def arena() -> dict[str, Guarded]:
+    numbers = np.random.default_rng(3).standard_normal(40_000, dtype=np.float32)
+    inputs = {name: Guarded(numbers.nbytes, np.roll(numbers, n * 7919)) for n, name in enumerate(("x", "weight", "bias"))}
+    return {**inputs, "out": Guarded(numbers.nbytes)}
+
+
+@pytest.mark.parametrize("side", ["end", "start"])
+def test_guard_pages(isa: str, arena: dict[str, Guarded], rng: np.random.Generator, side: str) -> None:
+    for n in range(400):
+        tokens, E, N = (int(rng.choice(sizes)) for sizes in ((*range(20), 47, 48, 49, 97), range(140), (*range(34), 63, 64, 65, 130)))
+        x, bias = arena["x"].place((tokens, E), np.float32, side), arena["bias"].place((N,), np.float32, side)
+        weight = arena["weight"].place((N, E), np.float32, side) if n % 2 else arena["weight"].place((E, N), np.float32, side).T
+        canary = arena["out"].bytes
+        canary[:] = 0xA5
+        out = arena["out"].place((tokens, N), np.float32, side)
+        project(x, weight, bias, out)
+        rest = canary[: canary.size - out.nbytes] if side == "end" else canary[out.nbytes :]
+        assert (rest == 0xA5).all(), f"{tokens} x {E} -> {N}: written beside out"
+        assert_linear(out, x, weight, bias, f"{tokens} x {E} -> {N}")
+
+
+def test_refused() -> None:
+    x, weight, bias = np.ones((3, 4), np.float32), np.ones((5, 4), np.float32), np.ones(5, np.float32)
+    out = np.full((3, 5), 7, np.float32)
+    for arguments, error, words in (
+        ((np.float32(1), weight, bias), ValueError, ("project: x:", "axes", "()")),
+        ((x, weight.T, bias), ValueError, ("project: weight:", "(N, 4)", "(4, 5)")),
+        ((x, bias, bias), ValueError, ("project: weight:", "(5,)")),
+        ((x, weight, bias[:4]), ValueError, ("project: bias:", "(5,)", "(4,)")),
+        ((x, weight, weight), ValueError, ("project: bias:", "(5, 4)")),
+        ((x.astype(np.float16), weight, bias), TypeError, ("project: x:", "float16")),
+        ((x, weight.astype(int), bias), TypeError, ("project: weight:", "int64")),
+        ((x, weight, bias.astype(">f4")), TypeError, ("project: bias:", ">f4")),
+    ):
+        assert_refused(lambda a=arguments: project(*a), error, *words)
+    assert_refused(lambda: project(x, weight, bias, out[:2]), ValueError, "project: out:", "(3, 5)", "(2, 5)")
+    assert_refused(lambda: project(x, weight, bias, out, num_threads=0), ValueError, "num_threads", "0")
+    assert_refused(lambda: project(x, x, None, x[:, :3]), ValueError, "project: out:", "memory")
+    assert (out == 7).all()
