@@ -1,4 +1,4 @@
-"""Five extensions over one C part.  Everything in src/ links into qkvc._kernels alone: one dispatcher, one thread pool."""
+"""The extensions over one C part.  Everything in src/ links into qkvc._kernels alone: one dispatcher, one thread pool."""
 
 import os
 from glob import glob
@@ -45,7 +45,9 @@ setup(
         [
             extension("_kernels", sorted(glob("src/*.c"))),
             extension("_plan", []),
+            extension("_tile", []),
             extension("_attention", []),
+            extension("_inside", []),
             extension("_softmax", []),
             extension("_linear", []),
         ],

@@ -10,7 +10,17 @@ from importlib.metadata import version as _version
 
 from qkvc.config import get_num_threads, kernels, set_num_threads, show_config, use_kernels
 from qkvc.doors import dot_product_attention, scaled_dot_product_attention
-from qkvc.functional import AttentionOutput, attention, attention_with_lse, concat_heads, logsumexp, softmax, split_heads
+from qkvc.functional import (
+    AttentionOutput,
+    attention,
+    attention_with_lse,
+    concat_heads,
+    logsumexp,
+    merge_attention,
+    softmax,
+    split_heads,
+)
+from qkvc.inside import AttentionStats, attention_scores, attention_stats, attention_weights
 
 __version__ = _version("qkvc")
 
@@ -19,13 +29,18 @@ if "threadpoolctl" in _sys.modules:
 
 __all__ = [
     "AttentionOutput",
+    "AttentionStats",
     "attention",
+    "attention_scores",
+    "attention_stats",
+    "attention_weights",
     "attention_with_lse",
     "concat_heads",
     "dot_product_attention",
     "get_num_threads",
     "kernels",
     "logsumexp",
+    "merge_attention",
     "scaled_dot_product_attention",
     "set_num_threads",
     "show_config",

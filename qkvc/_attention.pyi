@@ -1,6 +1,5 @@
 from typing import Any, Literal, overload
 
-from numpy import float32
 from numpy.typing import NDArray
 
 @overload
@@ -12,13 +11,18 @@ def attend_arrays(
     bias: Any,
     causal: Any,
     q_offset: Any,
+    window: Any,
     key_lengths: Any,
+    alibi_slopes: Any,
+    sinks: Any,
+    softcap: Any,
     scale: Any,
+    head_scale: Any,
     layout: Any,
     out: Any,
     num_threads: Any,
     want_lse: Literal[False],
-) -> NDArray[float32]: ...
+) -> NDArray[Any]: ...
 @overload
 def attend_arrays(
     query: Any,
@@ -28,10 +32,15 @@ def attend_arrays(
     bias: Any,
     causal: Any,
     q_offset: Any,
+    window: Any,
     key_lengths: Any,
+    alibi_slopes: Any,
+    sinks: Any,
+    softcap: Any,
     scale: Any,
+    head_scale: Any,
     layout: Any,
     out: Any,
     num_threads: Any,
     want_lse: Literal[True],
-) -> tuple[NDArray[float32], NDArray[float32]]: ...
+) -> tuple[NDArray[Any], NDArray[Any]]: ...

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_NO_KERNELS_YET = "float32 (no kernels for other dtypes yet: convert with .astype(numpy.float32))"
+_FLOAT32 = np.dtype(np.float32)
+_REAL = "float32 or float64, integers or bools (no kernels for other dtypes yet: convert with .astype(numpy.float32))"
 
 
 def bad(argument: str, expected: str, got: str, who: str = "attention") -> str:
@@ -34,12 +35,22 @@ def _as_array(name: str, x: Any, who: str = "attention") -> NDArray[Any]:
     return array
 
 
-def as_float32(name: str, x: Any, who: str = "attention") -> NDArray[np.float32]:
-    """A float32 array in native byte order; the same memory where that is possible."""
+def as_real(name: str, x: Any, who: str = "attention") -> NDArray[Any]:
+    """A float32 or float64 array in native byte order, the same memory where that is possible; integers and bools count as float64."""
     array = _as_array(name, x, who)
-    if array.dtype.kind != "f" or array.dtype.itemsize != 4:
-        raise TypeError(bad(name, _NO_KERNELS_YET, str(array.dtype), who))
-    return array if array.dtype.isnative else array.astype(np.float32)
+    if array.dtype.kind == "f" and array.dtype.itemsize in (4, 8):
+        return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+    if array.dtype.kind not in "iub":
+        raise TypeError(bad(name, _REAL, str(array.dtype), who))
+    return array.astype(np.float64)
+
+
+def as_operands(query: Any, key: Any, value: Any, who: str = "attention") -> tuple[Any, Any, Any]:
+    """Query, key and value in the dtype that NumPy promotes them to; a value of None, where only scores are wanted, stays None."""
+    given = [as_real("query", query, who), as_real("key", key, who)] + ([] if value is None else [as_real("value", value, who)])
+    dtype = np.result_type(*(x.dtype for x in given))
+    same = [x.astype(dtype, copy=False) for x in given]
+    return same[0], same[1], None if value is None else same[2]
 
 
 def as_mask(x: Any) -> NDArray[np.bool_]:
@@ -52,19 +63,52 @@ def as_mask(x: Any) -> NDArray[np.bool_]:
     return array
 
 
-def as_bias(x: Any) -> NDArray[np.float32]:
-    """float32 in native order and on float boundaries.  Bias never promotes the result; numbers beyond float32 stay finite."""
+def as_bias(x: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """In the dtype of the result, native order and aligned.  Bias never promotes; numbers beyond float32 stay finite."""
     array = _as_array("bias", x)
     if array.dtype == np.bool_:
         raise TypeError(bad("bias", "numbers that are added to the scores (True and False are `mask`)", "bool"))
     if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
         raise TypeError(bad("bias", "real numbers", str(array.dtype)))
-    if array.dtype != np.float32 or not array.dtype.isnative:
-        limit = np.finfo(np.float32).max
+    if array.dtype != dtype or not array.dtype.isnative:
+        limit = np.finfo(dtype).max
         with np.errstate(over="ignore"):
-            narrow = array.astype(np.float32)
-        array = np.where(np.isinf(narrow) & np.isfinite(array), np.copysign(limit, narrow), narrow) if array.dtype.itemsize > 4 else narrow
+            narrow = array.astype(dtype)
+        lost = array.dtype.itemsize > dtype.itemsize
+        array = np.where(np.isinf(narrow) & np.isfinite(array), np.copysign(limit, narrow), narrow) if lost else narrow
     return array if array.flags.aligned else array.copy()
+
+
+def as_per_head(name: str, x: Any, shape: tuple[int, ...], endless: bool) -> NDArray[np.float64]:
+    """One float64 per batch item and head, a private copy.  `endless` lets -inf pass."""
+    array = _as_array(name, x)
+    if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
+        raise TypeError(bad(name, "real numbers", str(array.dtype)))
+    private = np.array(array, dtype=np.float64)
+    wrong = private[~(np.isfinite(private) | (np.isneginf(private) if endless else False))]
+    if wrong.size:
+        raise ValueError(bad(name, "finite numbers" + (" or -inf" if endless else ""), str(wrong[0])))
+    try:
+        return np.array(np.broadcast_to(private, shape)).reshape(-1)
+    except ValueError:
+        raise ValueError(bad(name, f"one number per head, broadcasting to {shape}", shape_text(private))) from None
+
+
+def as_window(x: Any) -> tuple[int, int]:
+    """(left, right), -1 where open; so far that no length reaches it counts as open too."""
+    try:
+        left, right = x
+    except (TypeError, ValueError):
+        got = repr(x) if isinstance(x, (int, str)) else type(x).__name__
+        raise TypeError(bad("window", "a pair (left, right) of integers", got)) from None
+    sides = []
+    for side in (left, right):
+        if isinstance(side, (bool, np.bool_)) or not hasattr(side, "__index__"):
+            raise TypeError(bad("window", "a pair (left, right) of integers", f"a {type(side).__name__} in it"))
+        if (n := side.__index__()) < -1:
+            raise ValueError(bad("window", "numbers of keys of 0 or more, or -1 for all", str(n)))
+        sides.append(n if n < 1 << 61 else -1)
+    return sides[0], sides[1]
 
 
 def as_integers(name: str, x: Any, shape: tuple[int, ...], low: int, high: int) -> NDArray[np.int64]:
@@ -84,18 +128,25 @@ def as_integers(name: str, x: Any, shape: tuple[int, ...], low: int, high: int) 
         raise ValueError(bad(name, f"one integer, or integers that broadcast to the batch {shape}", shape_text(private))) from None
 
 
-def as_scale(x: Any) -> float:
+def as_finite(name: str, x: Any) -> float:
     if isinstance(x, (bool, np.bool_, str)):
-        raise TypeError(bad("scale", "a finite number", type(x).__name__))
+        raise TypeError(bad(name, "a finite number", type(x).__name__))
     try:
-        scale = float(x)
+        number = float(x)
     except OverflowError:
-        raise ValueError(bad("scale", "a finite number", "one beyond float64")) from None
+        raise ValueError(bad(name, "a finite number", "one beyond float64")) from None
     except (TypeError, ValueError):
-        raise TypeError(bad("scale", "a finite number", type(x).__name__)) from None
-    if not isfinite(scale):
-        raise ValueError(bad("scale", "a finite number", str(scale)))
-    return scale
+        raise TypeError(bad(name, "a finite number", type(x).__name__)) from None
+    if not isfinite(number):
+        raise ValueError(bad(name, "a finite number", str(number)))
+    return number
+
+
+def as_softcap(x: Any) -> float:
+    cap = as_finite("softcap", x)
+    if not 1e-30 <= cap <= 1e30:  # beyond, its reciprocal leaves float32
+        raise ValueError(bad("softcap", "a number above 0 (1e-30 to 1e30), or None", str(cap)))
+    return cap
 
 
 def _overlaps_itself(array: NDArray[Any]) -> bool:
@@ -108,12 +159,12 @@ def _overlaps_itself(array: NDArray[Any]) -> bool:
     return False
 
 
-def check_out(out: Any, shape: tuple[int, ...], inputs: Mapping[str, Any], who: str = "attention") -> None:
+def check_out(out: Any, shape: tuple[int, ...], inputs: Mapping[str, Any], who: str = "attention", dtype: np.dtype[Any] = _FLOAT32) -> None:
     """Refuse an `out` that cannot take the result, or that an input is still to be read from."""
     if not isinstance(out, np.ndarray) or isinstance(out, (np.ma.MaskedArray, np.matrix)):
         raise TypeError(bad("out", "a numpy.ndarray", type(out).__name__, who))
-    if out.dtype != np.float32 or not out.dtype.isnative:
-        raise ValueError(bad("out", "float32", str(out.dtype), who))
+    if out.dtype != dtype or not out.dtype.isnative:
+        raise ValueError(bad("out", str(dtype), str(out.dtype), who))
     if out.shape != shape:
         raise ValueError(bad("out", f"shape {shape}", shape_text(out), who))
     if not out.flags.writeable:

@@ -10,15 +10,19 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct Kernels "struct qkvc_kernels":
         const char *name
         const char *dtype
+        int size
         int lanes
         int vecs
         const Kernels *narrow
+        const Kernels *float64
         void (*pack)(const void *const *rows, Py_ssize_t col, int cols, double scale, int vecs, void *panel) noexcept nogil
         void (*pack_mask)(const uint8_t *const *rows, Py_ssize_t col, int cols, int vecs, void *panel) noexcept nogil
         void (*scores)(const void *K, Py_ssize_t row, int D, const void *QT, const int *depth, int vecs, const void *V, Py_ssize_t V_row,
                        int Dv, void *S) noexcept nogil
-        void (*add_bias)(void *S, const void *bias, const int *depth, int vecs) noexcept nogil
-        void (*clip)(void *S, const void *limit, const int *depth, int vecs) noexcept nogil
+        void (*add_bias)(void *S, const void *bias, double unit, const int *depth, int vecs) noexcept nogil
+        void (*clip)(void *S, const void *first, const void *limit, const int *depth, int vecs) noexcept nogil
+        void (*soften)(void *S, double cap, const int *depth, int vecs) noexcept nogil
+        void (*add_slope)(void *S, const void *slope, const void *position, const int *depth, int vecs) noexcept nogil
         void (*softmax)(void *S, const int *depth, int vecs, void *m, void *l, void *alpha, void *beta) noexcept nogil
         void (*values)(const void *V, Py_ssize_t row, int Dv, const void *P, const int *depth, int vecs, const void *alpha,
                        const void *beta, void *O) noexcept nogil
@@ -28,6 +32,9 @@ cdef extern from "kernels.h" nogil:
                         void *YT) noexcept nogil
         bint (*finite)(const void *O, int Dv, const void *l, int vecs) noexcept nogil
         void (*store)(const void *O, int Dv, const void *factor, int queries, void *const *rows, Py_ssize_t col) noexcept nogil
+        void (*weigh)(void *S, const void *shift, const int *depth, int vecs) noexcept nogil
+        void (*summarise)(const void *S, const void *shift, const void *factor, const void *position, const int *depth, int vecs,
+                          void *spread, void *distance, void *most, void *mass) noexcept nogil
         void (*row_max)(const void *x, Py_ssize_t n, void *partial) noexcept nogil
         void (*row_sum)(const void *x, Py_ssize_t n, double max, void *partial) noexcept nogil
         void (*row_exp)(const void *x, Py_ssize_t n, double max, double factor, void *out) noexcept nogil

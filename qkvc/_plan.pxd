@@ -17,35 +17,51 @@ ctypedef struct View:
 
 ctypedef struct Problem:
     const Kernels *kernels
+    Py_ssize_t item           # bytes of a real: 4 or 8
     View query, key, value, out, mask, bias
 
     int batch_axes
     Py_ssize_t[MAX_BATCH_AXES] batch_shape
     Py_ssize_t batch, heads, kv_heads, group, Lq, Lk, D, Dv
+    Py_ssize_t share          # heads that read one key head although they are not stacked into its tiles; 1 but for statistics
     double scale              # of q . k, in units of the natural logarithm
+    double unit               # of the scores, in units of the natural logarithm: log2(e), as softmax wants them
+    double softcap            # 0: none
 
-    bint has_mask, has_bias, causal
+    bint has_mask, has_bias
+    int64_t left, right       # keys p - left <= j <= p + right of a query at position p; -1: all.  Causal is right = 0
     Py_ssize_t offset         # position of query row 0 ...
     const int64_t *offsets    # ... or one per batch item
     const int64_t *lengths    # keys that exist, per batch item; NULL: all Lk
+    const int64_t *chosen     # the rows that the queries had before some were chosen, ascending; NULL: all
+
+    const double *slopes      # (batch, heads), or NULL
+    const double *sinks
+    const double *head_scale
 
     Py_ssize_t rows           # queries of all heads of a group: what a tile's lanes are filled with
     Py_ssize_t vectors        # ... in vectors
     Py_ssize_t tiles          # tiles per (batch item, key head)
     bint copy_key, copy_value
     int threads
-    float *lse                # (batch, heads, Lq), contiguous, or NULL
+    char *lse                 # reals (batch, heads, Lq), contiguous, or NULL
 
 cdef class Plan:
     cdef Problem problem
-    cdef Py_buffer[6] buffers
+    cdef Py_buffer[7] buffers
     cdef int held
-    cdef readonly object out, lse
-    cdef object kept          # arrays that only their pointers in `problem` still know
+    cdef readonly object out, lse, dtype
+    cdef list kept            # arrays that only their pointers in `problem` still know
 
     cdef int borrow(self, View *view, Py_buffer **shape, object array, bint writable) except -1
     cdef int place(self, str name, object x, Py_buffer **shape, View *view) except -1
+    cdef tuple batch_shape(self)
 
 
-cdef Plan make_plan(object query, object key, object value, object mask, object bias, object causal, object q_offset, object key_lengths,
-                    object scale, object layout, object out, bint want_lse, object num_threads)
+# `value` and `out` may be None where only scores are wanted; then nothing is written.
+cdef Plan make_plan(object query, object key, object value, object mask, object bias, object causal, object q_offset, object window,
+                    object key_lengths, object alibi_slopes, object sinks, object softcap, object scale, object head_scale, object layout,
+                    object out, bint want_lse, object num_threads, object chosen=*, object rows_in_all=*)
+
+# Tiles and threads, anew where the problem was changed after planning.
+cdef void cut(Problem *p, object num_threads) except *

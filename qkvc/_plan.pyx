@@ -10,16 +10,27 @@ from libc.stdint cimport uintptr_t
 
 import numpy as np
 
-from qkvc._coerce import as_bias, as_float32, as_integers, as_mask, as_scale, bad, check_out, shape_text
+from qkvc._coerce import (
+    as_bias,
+    as_finite,
+    as_integers,
+    as_mask,
+    as_operands,
+    as_per_head,
+    as_softcap,
+    as_window,
+    bad,
+    check_out,
+    shape_text,
+)
 
 from qkvc._kernels cimport fitted, kernels_in_use, threads_for, threads_worth
 
 cdef object ndarray = np.ndarray
 cdef object empty = np.empty
 cdef object FLOAT32 = np.dtype("float32")
-
-cdef enum:
-    ITEM = sizeof(float)
+cdef object FLOAT64 = np.dtype("float64")
+cdef double LOG2_E = 1.4426950408889634
 
 # Widest rows taken: scratch grows with them, and C counts panels with int.
 cdef Py_ssize_t MAX_DIM = 1 << 20
@@ -48,17 +59,15 @@ cdef class Plan:
         return 0
 
     cdef int place(self, str name, object x, Py_buffer **shape, View *view) except -1:
-        """Borrow `query`, `key` or `value`; exact float32 arrays, which are nearly all, skip every conversion."""
-        if not (type(x) is ndarray and x.dtype is FLOAT32):
-            x = as_float32(name, x)
+        """Borrow `query`, `key` or `value`."""
         self.borrow(view, shape, x, False)
         cdef Py_buffer *b = shape[0]
-        cdef Py_ssize_t odd = <Py_ssize_t>(<uintptr_t>b.buf % ITEM)
+        cdef Py_ssize_t item = b.itemsize, odd = <Py_ssize_t>(<uintptr_t>b.buf % item)
         cdef int axis
         for axis in range(b.ndim):
             if b.shape[axis] > 1:
-                odd |= b.strides[axis] % ITEM
-        if odd:  # not on float boundaries: C may not read it in place
+                odd |= b.strides[axis] % item
+        if odd:  # not on the boundaries of its numbers: C may not read it in place
             self.held -= 1
             PyBuffer_Release(b)
             self.borrow(view, shape, x.copy(), False)
@@ -66,6 +75,10 @@ cdef class Plan:
         if b.ndim < 2:
             raise ValueError(bad(name, "an array (..., heads, length, dim) of 2 axes or more", shape_text(x)))
         return 0
+
+    cdef tuple batch_shape(self):
+        cdef Problem *p = &self.problem
+        return tuple([p.batch_shape[axis] for axis in range(p.batch_axes)])
 
 
 cdef Py_ssize_t axis_of(Py_buffer *b, int from_end) noexcept:
@@ -86,12 +99,12 @@ cdef Py_ssize_t heads_of(Py_buffer *b, int head) noexcept:
     return axis_of(b, head) if b.ndim > 2 else 1  # (L, D) is one head in either layout
 
 
-cdef int batch_shape(Problem *p, Py_buffer **operands, tuple names) except -1:
+cdef int broadcast_batch(Problem *p, Py_buffer **operands, int count, tuple names) except -1:
     """The leading axes of query, key and value, broadcast as NumPy does."""
     cdef int axis, i, from_end
     cdef Py_ssize_t n, size
     p.batch_axes = 0
-    for i in range(3):
+    for i in range(count):
         p.batch_axes = max(p.batch_axes, operands[i].ndim - 3)
     if p.batch_axes > MAX_BATCH_AXES:
         raise ValueError(bad("query", f"at most {MAX_BATCH_AXES} batch axes", str(p.batch_axes)))
@@ -99,7 +112,7 @@ cdef int batch_shape(Problem *p, Py_buffer **operands, tuple names) except -1:
     for axis in range(p.batch_axes):
         from_end = p.batch_axes - axis + 3
         size = 1
-        for i in range(3):
+        for i in range(count):
             n = axis_of(operands[i], from_end)
             if n != 1 and size != 1 and n != size:
                 raise ValueError(bad(names[i], f"batch axes that broadcast with those of {' and '.join(names[:i])}",
@@ -119,12 +132,12 @@ cdef void spread(Problem *p, View *view, Py_buffer *b, Py_ssize_t item) noexcept
 
 
 cdef void set_strides(Problem *p, View *view, Py_buffer *b, int head, int row) noexcept:
-    spread(p, view, b, ITEM)
+    spread(p, view, b, p.item)
     if b.ndim == 2:
-        view.head, view.row = 0, step_of(b, 2, ITEM)
+        view.head, view.row = 0, step_of(b, 2, p.item)
     else:
-        view.head, view.row = step_of(b, head, ITEM), step_of(b, row, ITEM)
-    view.col = step_of(b, 1, ITEM)
+        view.head, view.row = step_of(b, head, p.item), step_of(b, row, p.item)
+    view.col = step_of(b, 1, p.item)
 
 
 cdef int place_scores(Plan plan, str name, object x, View *view, Py_ssize_t item) except -1:
@@ -147,89 +160,110 @@ cdef int place_scores(Plan plan, str name, object x, View *view, Py_ssize_t item
     return 0
 
 
-cdef int positions(Plan plan, object causal, object q_offset, object key_lengths) except -1:
-    """Where the queries stand among the keys: p = i + offset."""
-    cdef Problem *p = &plan.problem
-    cdef const int64_t[::1] numbers
-    cdef object shape
-    p.offset, p.offsets, p.lengths = 0, NULL, NULL
-    if causal is False and q_offset is None and key_lengths is None:
-        p.causal = False
-        return 0
-    shape = tuple([p.batch_shape[axis] for axis in range(p.batch_axes)])
-    if key_lengths is not None:
-        lengths = as_integers("key_lengths", key_lengths, shape, 0, p.Lk)
-        if p.batch:
-            numbers = lengths
-            p.lengths = &numbers[0]
-            plan.kept = (lengths,)
+cdef const int64_t *kept_integers(Plan plan, object numbers) except? NULL:
+    """Where int64 numbers lie that live as long as the plan; NULL for none."""
+    cdef const int64_t[::1] view = numbers
+    plan.kept.append(numbers)
+    return &view[0] if view.shape[0] else NULL
 
-    if isinstance(causal, (bool, np.bool_)):
-        p.causal = bool(causal)
-    elif isinstance(causal, str):
+
+cdef const double *per_head(Plan plan, str name, object x, bint endless) except? NULL:
+    """One float64 number for every batch item and head."""
+    cdef Problem *p = &plan.problem
+    cdef const double[::1] view
+    if x is None:
+        return NULL
+    numbers = as_per_head(name, x, (*plan.batch_shape(), p.heads), endless)
+    view = numbers
+    plan.kept.append(numbers)
+    return &view[0] if view.shape[0] else NULL
+
+
+cdef int positions(Plan plan, object causal, object q_offset, object window, object key_lengths, object rows_in_all) except -1:
+    """Where the queries stand among the keys, p = i + offset, and how far they look from there."""
+    cdef Problem *p = &plan.problem
+    cdef Py_ssize_t rows = p.Lq if rows_in_all is None else rows_in_all
+    cdef str asks = None
+    p.left = p.right = -1
+    if causal is False and q_offset is None and window is None and key_lengths is None and p.slopes == NULL:
+        return 0
+    if key_lengths is not None:
+        key_lengths = as_integers("key_lengths", key_lengths, plan.batch_shape(), 0, p.Lk)
+        p.lengths = kept_integers(plan, key_lengths)
+    if window is not None:
+        p.left, p.right = as_window(window)
+
+    if isinstance(causal, str):
         if causal not in ("top-left", "bottom-right"):
             raise ValueError(bad("causal", 'True, False, "top-left" or "bottom-right"', repr(causal)))
-        p.causal = True
-    else:
+    elif not isinstance(causal, (bool, np.bool_)):
         raise TypeError(bad("causal", 'True, False, "top-left" or "bottom-right"', type(causal).__name__))
+    if causal:
+        asks = "causal"
+    elif p.left >= 0 or p.right >= 0:
+        asks = "window"
+    elif p.slopes != NULL:
+        asks = "alibi_slopes"
 
     if q_offset is not None:
-        if not p.causal:
-            raise ValueError(bad("q_offset", "causal=True beside it", "causal=False, which uses no positions"))
+        if asks is None:
+            raise ValueError(bad("q_offset", "causal=True, a window or alibi_slopes beside it", "none of them: nothing uses positions"))
         if isinstance(causal, str):
             raise ValueError(bad("q_offset", f"either q_offset or causal={causal!r}", "both"))
-        offsets = as_integers("q_offset", q_offset, shape, -(1 << 62), 1 << 62)
-        if p.batch:
-            numbers = offsets
-            p.offsets = &numbers[0]
-            plan.kept = (*(plan.kept or ()), offsets)
-    elif p.causal and not isinstance(causal, str) and p.Lq != p.Lk:
-        raise ValueError(bad("causal", 'causal="top-left" (torch, JAX) or causal="bottom-right" (FlashAttention, MLX, KV caches), or a '
-                                       f"q_offset, because {p.Lq} queries against {p.Lk} keys can be aligned both ways", "causal=True"))
+        p.offsets = kept_integers(plan, as_integers("q_offset", q_offset, plan.batch_shape(), -(1 << 62), 1 << 62))
     elif causal == "bottom-right":
-        if key_lengths is None:
-            p.offset = p.Lk - p.Lq
-        else:
-            offsets = lengths - p.Lq
-            if p.batch:
-                numbers = offsets
-                p.offsets = &numbers[0]
-                plan.kept = (*plan.kept, offsets)
+        p.offset = p.Lk - rows
+        if key_lengths is not None:
+            p.offsets = kept_integers(plan, key_lengths - rows)
+    elif asks is not None and not isinstance(causal, str) and rows != p.Lk:
+        raise ValueError(bad(asks, 'causal="top-left" (torch, JAX) or causal="bottom-right" (FlashAttention, MLX, KV caches), or a '
+                                   f"q_offset, because {rows} queries against {p.Lk} keys can be aligned both ways",
+                             "causal=True" if causal else "neither"))
+    if causal:
+        p.right = 0
     return 0
 
 
-cdef bint aliases(Py_ssize_t row, Py_ssize_t rows, Py_ssize_t col, Py_ssize_t cols) noexcept:
+cdef bint aliases(const View *view, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t item) noexcept:
     """Must a block of these rows be copied before the kernels read it?"""
-    if cols > 1 and col != 1:
+    if cols > 1 and view.col != 1:
         return True
-    return rows > 8 and row != 0 and (row * ITEM) % ALIASING_STRIDE == 0
+    return rows > 8 and view.row != 0 and (view.row * item) % ALIASING_STRIDE == 0
 
 
 cdef void cut(Problem *p, object num_threads) except *:
     """Tiles and threads.  Neither changes a bit of the result (docs/arithmetic.md)."""
     cdef Py_ssize_t heads = p.batch * p.kv_heads, lanes
+    cdef double keys = p.Lk
     p.rows = p.group * p.Lq
     p.kernels = fitted(p.kernels, p.rows)
     lanes = p.kernels.lanes
     p.vectors = (p.rows + lanes - 1) // lanes
-    p.threads = threads_worth(threads_for(num_threads), <double>heads * p.vectors * lanes * (p.D + p.Dv) * (2.0 * p.Lk + LANE_OVERHEAD))
+    if p.left >= 0 and p.right >= 0:
+        keys = min(keys, 1.0 + p.left + p.right)
+    p.threads = threads_worth(threads_for(num_threads), <double>heads * p.vectors * lanes * (p.D + p.Dv) * (2 * keys + LANE_OVERHEAD))
     p.tiles = (p.vectors + p.kernels.vecs - 1) // p.kernels.vecs
     if p.tiles * heads < 2 * p.threads:  # narrower tiles, so that every thread has work
         p.tiles = min(p.vectors, (2 * p.threads + heads - 1) // max(heads, 1))
 
 
-cdef Plan make_plan(object query, object key, object value, object mask, object bias, object causal, object q_offset, object key_lengths,
-                    object scale, object layout, object out, bint want_lse, object num_threads):
+cdef bint exact(object x) except -1:
+    return type(x) is ndarray and x.dtype is FLOAT32
+
+
+cdef Plan make_plan(object query, object key, object value, object mask, object bias, object causal, object q_offset, object window,
+                    object key_lengths, object alibi_slopes, object sinks, object softcap, object scale, object head_scale, object layout,
+                    object out, bint want_lse, object num_threads, object chosen=None, object rows_in_all=None):
     cdef Plan plan = Plan.__new__(Plan)
     cdef Problem *p = &plan.problem
     cdef Py_buffer *q
     cdef Py_buffer *k
-    cdef Py_buffer *v
+    cdef Py_buffer *v = NULL
     cdef Py_buffer *o
     cdef Py_buffer *operands[3]
-    cdef int head = 3, row = 2, axis
+    cdef View lse
+    cdef int head = 3, row = 2
     cdef bint flat
-    cdef float[::1] lse
 
     if not isinstance(layout, str):
         raise TypeError(bad("layout", '"bhld" or "blhd"', type(layout).__name__))
@@ -237,62 +271,82 @@ cdef Plan make_plan(object query, object key, object value, object mask, object 
         head, row = 2, 3
     elif layout != "bhld":
         raise ValueError(bad("layout", '"bhld" or "blhd"', repr(layout)))
+    plan.kept = []
+    plan.dtype = FLOAT32
+    if not (exact(query) and exact(key) and (value is None or exact(value))):  # float32 arrays, which are nearly all, need no conversion
+        query, key, value = as_operands(query, key, value)
+        plan.dtype = FLOAT64 if query.dtype == FLOAT64 else FLOAT32
+    p.item = plan.dtype.itemsize
     plan.place("query", query, &q, &p.query)
     plan.place("key", key, &k, &p.key)
-    plan.place("value", value, &v, &p.value)
-    operands[0], operands[1], operands[2] = q, k, v
-    batch_shape(p, operands, ("query", "key", "value"))
+    operands[0], operands[1] = q, k
+    if value is not None:
+        plan.place("value", value, &v, &p.value)
+        operands[2] = v
+    broadcast_batch(p, operands, 2 if v == NULL else 3, ("query", "key", "value"))
 
     p.kernels = kernels_in_use()
+    if plan.dtype is not FLOAT32:
+        p.kernels = p.kernels.float64
+        if p.kernels == NULL:
+            raise TypeError(bad("query", "float32 (no kernels for other dtypes yet: convert with .astype(numpy.float32))", str(plan.dtype)))
     p.Lq, p.heads = length_of(q, row), heads_of(q, head)
     p.Lk, p.kv_heads = length_of(k, row), heads_of(k, head)
-    p.D, p.Dv = axis_of(q, 1), axis_of(v, 1)
+    p.D, p.Dv = axis_of(q, 1), axis_of(v, 1) if v != NULL else 0
     if p.D > MAX_DIM:
         raise ValueError(bad("query", f"a last axis of at most {MAX_DIM}", str(p.D)))
     if p.Dv > MAX_DIM:
         raise ValueError(bad("value", f"a last axis of at most {MAX_DIM}", str(p.Dv)))
     if axis_of(k, 1) != p.D:
         raise ValueError(bad("key", f"the query's last axis, {p.D}", shape_text(<object>k.obj)))
-    if length_of(v, row) != p.Lk or heads_of(v, head) != p.kv_heads:
+    if v != NULL and (length_of(v, row) != p.Lk or heads_of(v, head) != p.kv_heads):
         raise ValueError(bad("value", f"the key's {p.Lk} rows in {p.kv_heads} heads", f"{shape_text(<object>v.obj)} with key "
                                       f"{shape_text(<object>k.obj)}"))
     if (p.kv_heads == 0 and p.heads != 0) or (p.kv_heads != 0 and p.heads % p.kv_heads != 0):
         raise ValueError(bad("query", f"a number of heads that the key's {p.kv_heads} divide", f"{p.heads} heads"))
     p.group = p.heads // p.kv_heads if p.kv_heads else 1
+    p.share = 1
 
     set_strides(p, &p.query, q, head, row)
     set_strides(p, &p.key, k, head, row)
-    set_strides(p, &p.value, v, head, row)
-    p.copy_key = aliases(p.key.row, p.Lk, p.key.col, p.D)
-    p.copy_value = aliases(p.value.row, p.Lk, p.value.col, p.Dv)
-    p.scale = (1 / sqrt(<double>p.D) if p.D else 1.0) if scale is None else as_scale(scale)
+    p.copy_key = aliases(&p.key, p.Lk, p.D, p.item)
+    if v != NULL:
+        set_strides(p, &p.value, v, head, row)
+        p.copy_value = aliases(&p.value, p.Lk, p.Dv, p.item)
+    p.scale = (1 / sqrt(<double>p.D) if p.D else 1.0) if scale is None else as_finite("scale", scale)
+    p.unit = LOG2_E
+    p.softcap = 0.0 if softcap is None else as_softcap(softcap)
 
     p.has_mask = mask is not None
     if p.has_mask:
         place_scores(plan, "mask", as_mask(mask), &p.mask, 1)
     p.has_bias = bias is not None
     if p.has_bias:
-        place_scores(plan, "bias", as_bias(bias), &p.bias, ITEM)
-    positions(plan, causal, q_offset, key_lengths)
+        place_scores(plan, "bias", as_bias(bias, plan.dtype), &p.bias, p.item)
+    p.slopes = per_head(plan, "alibi_slopes", alibi_slopes, False)
+    p.sinks = per_head(plan, "sinks", sinks, True)
+    p.head_scale = per_head(plan, "head_scale", head_scale, False)
+    positions(plan, causal, q_offset, window, key_lengths, rows_in_all)
+    if chosen is not None:
+        p.chosen = kept_integers(plan, chosen)
     cut(p, num_threads)
 
-    flat = q.ndim == 2 and k.ndim == 2 and v.ndim == 2
-    batch = tuple([p.batch_shape[axis] for axis in range(p.batch_axes)])
-    if flat:
-        shape, lse_shape = (p.Lq, p.Dv), (p.Lq,)
-    else:
-        shape = (*batch, p.heads, p.Lq, p.Dv) if row == 2 else (*batch, p.Lq, p.heads, p.Dv)
-        lse_shape = (*batch, p.heads, p.Lq)
-    if out is None:
-        plan.out = empty(shape, FLOAT32)
-    else:
-        check_out(out, shape, {"query": query, "key": key, "value": value, "mask": mask, "bias": bias})
-        plan.out = out
-    plan.borrow(&p.out, &o, plan.out, True)
-    set_strides(p, &p.out, o, head, row)
+    flat = q.ndim == 2 and k.ndim == 2 and (v == NULL or v.ndim == 2)
+    batch = plan.batch_shape()
+    if v != NULL:
+        if flat:
+            shape = (p.Lq, p.Dv)
+        else:
+            shape = (*batch, p.heads, p.Lq, p.Dv) if row == 2 else (*batch, p.Lq, p.heads, p.Dv)
+        if out is None:
+            plan.out = empty(shape, plan.dtype)
+        else:
+            check_out(out, shape, {"query": query, "key": key, "value": value, "mask": mask, "bias": bias}, dtype=plan.dtype)
+            plan.out = out
+        plan.borrow(&p.out, &o, plan.out, True)
+        set_strides(p, &p.out, o, head, row)
     if want_lse:
-        plan.lse = empty(lse_shape, FLOAT32)
-        if plan.lse.size:
-            lse = plan.lse.reshape(-1)
-            p.lse = &lse[0]
+        plan.lse = empty((p.Lq,) if flat else (*batch, p.heads, p.Lq), plan.dtype)
+        plan.borrow(&lse, &o, plan.lse, True)
+        p.lse = lse.data
     return plan

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qkvc._attention import attend_arrays
 from qkvc._coerce import bad
+from qkvc.functional import attention
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
+
+    from qkvc.functional import Causal
 
 
 def scaled_dot_product_attention(
@@ -25,12 +27,12 @@ def scaled_dot_product_attention(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> NDArray[np.float32]:
+) -> NDArray[Any]:
     """`torch.nn.functional.scaled_dot_product_attention` on NumPy arrays.
 
     Parameters
     ----------
-    query, key, value : array_like of float32, shapes (..., H, L, E), (..., H, S, E), (..., H, S, Ev)
+    query, key, value : array_like of float, shapes (..., H, L, E), (..., H, S, E), (..., H, S, Ev)
     attn_mask : array_like of bool or float, broadcasts to (..., H, L, S), optional
         bool: True where a query may attend; float: added to the scores.
     dropout_p : float, default 0.0
@@ -44,7 +46,7 @@ def scaled_dot_product_attention(
 
     Returns
     -------
-    ndarray of float32, shape (..., H, L, Ev)
+    ndarray, shape (..., H, L, Ev)
 
     Raises
     ------
@@ -69,8 +71,8 @@ def scaled_dot_product_attention(
             bias = attn_mask
         else:
             raise TypeError(bad("attn_mask", "bool (True where a query may attend) or float (added to the scores)", str(dtype)))
-    causal = "top-left" if is_causal else False
-    return attend_arrays(query, key, value, mask, bias, causal, None, None, scale, "bhld", None, None, False)
+    causal: Causal = "top-left" if is_causal else False
+    return attention(query, key, value, mask=mask, bias=bias, causal=causal, scale=scale)
 
 
 def dot_product_attention(
@@ -82,13 +84,13 @@ def dot_product_attention(
     *,
     scale: float | None = None,
     is_causal: bool = False,
-) -> NDArray[np.float32]:
+) -> NDArray[Any]:
     """`jax.nn.dot_product_attention` on NumPy arrays: heads behind lengths.
 
     Parameters
     ----------
-    query : array_like of float32, shape (B, T, N, H) or (T, N, H)
-    key, value : array_like of float32, shape (B, S, K, H) or (S, K, H)
+    query : array_like of float, shape (B, T, N, H) or (T, N, H)
+    key, value : array_like of float, shape (B, S, K, H) or (S, K, H)
         K divides N: grouped-query attention.
     bias : array_like of float, broadcasts to (B, N, T, S), optional
         Added to the scaled scores.
@@ -101,7 +103,7 @@ def dot_product_attention(
 
     Returns
     -------
-    ndarray of float32, shape of query (its last axis that of value)
+    ndarray, shape of query (its last axis that of value)
 
     Raises
     ------
@@ -111,8 +113,8 @@ def dot_product_attention(
     for name, x in (("query", query), ("key", key), ("value", value)):
         if np.ndim(x) < 3:
             raise ValueError(bad(name, "an array (batch, length, heads, dim) or (length, heads, dim)", f"shape {np.shape(x)}"))
-    causal = "top-left" if is_causal else False
-    return attend_arrays(query, key, value, mask, bias, causal, None, None, scale, "blhd", None, None, False)
+    causal: Causal = "top-left" if is_causal else False
+    return attention(query, key, value, mask=mask, bias=bias, causal=causal, scale=scale, layout="blhd")
 
 
 def _heads(x: Any, from_end: int) -> int:

@@ -12,22 +12,25 @@ except ImportError:  # NumPy 1.26
     from numpy.core.numeric import normalize_axis_tuple  # type: ignore[no-redef]
 
 from qkvc._attention import attend_arrays
-from qkvc._coerce import as_float32, check_out
+from qkvc._coerce import as_real, bad, check_out
 from qkvc._softmax import logsumexp_rows, softmax_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import ArrayLike, NDArray
 
     Causal = bool | Literal["top-left", "bottom-right"]
     Layout = Literal["bhld", "blhd"]
+    Window = tuple[int, int]
     Axis = int | tuple[int, ...] | None
 
 
 class AttentionOutput(NamedTuple):
     """What `attention_with_lse` returns."""
 
-    out: NDArray[np.float32]
-    lse: NDArray[np.float32]
+    out: NDArray[Any]
+    lse: NDArray[Any]
 
 
 def attention(
@@ -39,22 +42,28 @@ def attention(
     bias: ArrayLike | None = None,
     causal: Causal = False,
     q_offset: ArrayLike | None = None,
+    window: Window | None = None,
     key_lengths: ArrayLike | None = None,
+    alibi_slopes: ArrayLike | None = None,
+    sinks: ArrayLike | None = None,
+    softcap: float | None = None,
     scale: float | None = None,
+    head_scale: ArrayLike | None = None,
     layout: Layout = "bhld",
-    out: NDArray[np.float32] | None = None,
+    out: NDArray[Any] | None = None,
     num_threads: int | None = None,
-) -> NDArray[np.float32]:
+) -> NDArray[Any]:
     """Scaled dot-product attention, softmax(scale * Q K^T + bias) V, without ever holding the L_q x L_k matrix.
 
     Parameters
     ----------
-    query : array_like of float32, shape (..., H_q, L_q, D) or (L_q, D)
-        What is asked.  Leading axes are the batch and broadcast as in NumPy; any strides are read in place.
-    key : array_like of float32, shape (..., H_kv, L_k, D) or (L_k, D)
+    query : array_like, shape (..., H_q, L_q, D) or (L_q, D)
+        What is asked.  Leading axes are the batch and broadcast as in NumPy; any strides are read in place.  Query, key and value are
+        float32 or float64, or count as float64 (integers, bools); where they differ, NumPy's promotion gives the dtype of everything.
+    key : array_like, shape (..., H_kv, L_k, D) or (L_k, D)
         What the queries are matched with.  ``H_kv`` divides ``H_q``: query head ``h`` attends to key head ``h // (H_q // H_kv)``
         (grouped-query attention), and nothing is repeated in memory.
-    value : array_like of float32, shape (..., H_kv, L_k, Dv) or (L_k, Dv)
+    value : array_like, shape (..., H_kv, L_k, Dv) or (L_k, Dv)
         What is carried to the output.
     mask : array_like of bool, broadcasts to (..., H_q, L_q, L_k) in every layout, optional
         True where a query may attend to a key.  A masked key cannot reach the output, not even as NaN.
@@ -65,21 +74,32 @@ def attention(
         "top-left" (``p = i``: torch, JAX) or "bottom-right" (``p = i + L_k - L_q``, with `key_lengths` ``p = i + key_lengths - L_q``:
         FlashAttention, KV caches).
     q_offset : array_like of int, broadcasts to the batch, optional
-        Position of query row 0, instead of the two alignments; needs ``causal=True``.
+        Position of query row 0, instead of the two alignments; for ``causal=True``, `window` and `alibi_slopes`.
+    window : (int, int), optional
+        (left, right): the query at position ``p`` attends to keys ``p - left <= j <= p + right``, -1 for no limit; together with `causal`
+        and masks, both hold.  Time and memory traffic follow the window, not L_k.  Asks for positions as `causal` does.
     key_lengths : array_like of int, broadcasts to the batch, optional
         How many keys of each batch item exist, 0 to L_k.  The rest is never read.
+    alibi_slopes : array_like of float, broadcasts to (..., H_q), optional
+        ``-slope * abs(p - j)`` is added to the score (Press et al. 2021).  Asks for positions as `causal` does.
+    sinks : array_like of float, broadcasts to (..., H_q), optional
+        One more score per head that takes its share of the softmax and carries no value; -inf for none.  `lse` includes it.
+    softcap : float, optional
+        ``softcap * tanh(score / softcap)`` instead of the scaled score, before ALiBi, bias and masks (Gemma 2, 2024).
     scale : float, optional
         Default ``1 / sqrt(D)``.
+    head_scale : array_like of float, broadcasts to (..., H_q), optional
+        The head's output is multiplied by it: 0 knocks a head out.
     layout : {"bhld", "blhd"}, default "bhld"
         "blhd" reads query, key, value and writes the result as (..., L, H, D); only strides change.
-    out : ndarray of float32, optional
+    out : ndarray of the result's dtype, optional
         Where to write the result.  It may not share memory with an input.
     num_threads : int, optional
         Threads this call may use, the caller's included.  Default `get_num_threads()`.
 
     Returns
     -------
-    ndarray of float32, shape (..., H_q, L_q, Dv), in layout "blhd" (..., L_q, H_q, Dv); (L_q, Dv) where all inputs have two axes
+    ndarray, shape (..., H_q, L_q, Dv), in layout "blhd" (..., L_q, H_q, Dv); (L_q, Dv) where all inputs have two axes
         A query that may attend to nothing gets zeros.
 
     Raises
@@ -87,7 +107,7 @@ def attention(
     ValueError
         Shapes, lengths or options that do not fit together; the message names the argument, what came and what was wanted.
     TypeError
-        Inputs that are not float32 (other dtypes have no kernels yet), a mask that is not bool, anything not array-like.
+        float16, bfloat16 and other dtypes that have no kernels yet, a mask that is not bool, anything not array-like.
     MemoryError
         No memory for the result or the scratch (under 1 MB per thread for D and Dv up to 640, at any length).
 
@@ -108,7 +128,26 @@ def attention(
     >>> qkvc.attention(q, k, v, causal="bottom-right").shape
     (2, 4, 3, 8)
     """
-    return attend_arrays(query, key, value, mask, bias, causal, q_offset, key_lengths, scale, layout, out, num_threads, False)
+    return attend_arrays(
+        query,
+        key,
+        value,
+        mask,
+        bias,
+        causal,
+        q_offset,
+        window,
+        key_lengths,
+        alibi_slopes,
+        sinks,
+        softcap,
+        scale,
+        head_scale,
+        layout,
+        out,
+        num_threads,
+        False,
+    )
 
 
 def attention_with_lse(
@@ -120,10 +159,15 @@ def attention_with_lse(
     bias: ArrayLike | None = None,
     causal: Causal = False,
     q_offset: ArrayLike | None = None,
+    window: Window | None = None,
     key_lengths: ArrayLike | None = None,
+    alibi_slopes: ArrayLike | None = None,
+    sinks: ArrayLike | None = None,
+    softcap: float | None = None,
     scale: float | None = None,
+    head_scale: ArrayLike | None = None,
     layout: Layout = "bhld",
-    out: NDArray[np.float32] | None = None,
+    out: NDArray[Any] | None = None,
     num_threads: int | None = None,
 ) -> AttentionOutput:
     """`attention`, and the logarithm of each query's sum of exp(scores).
@@ -132,18 +176,99 @@ def attention_with_lse(
 
     Returns
     -------
-    out : ndarray of float32
+    out : ndarray
         As from `attention`.
-    lse : ndarray of float32, shape (..., H_q, L_q) in every layout, (L_q,) where all inputs have two axes
+    lse : ndarray of the same dtype, shape (..., H_q, L_q) in every layout, (L_q,) where all inputs have two axes
         Natural logarithm; ``-inf`` for a query that may attend to nothing.
     """
-    arrays = attend_arrays(query, key, value, mask, bias, causal, q_offset, key_lengths, scale, layout, out, num_threads, True)
+    arrays = attend_arrays(
+        query,
+        key,
+        value,
+        mask,
+        bias,
+        causal,
+        q_offset,
+        window,
+        key_lengths,
+        alibi_slopes,
+        sinks,
+        softcap,
+        scale,
+        head_scale,
+        layout,
+        out,
+        num_threads,
+        True,
+    )
     return AttentionOutput(*arrays)
+
+
+def merge_attention(outs: Sequence[ArrayLike], lses: Sequence[ArrayLike], *, layout: Layout = "bhld") -> AttentionOutput:
+    """Attention over all keys, from attention over parts of them.
+
+    Parameters
+    ----------
+    outs : sequence of array_like of float, each (..., H, L, Dv), in layout "blhd" (..., L, H, Dv), or (L, Dv)
+        What `attention_with_lse` returned as `out` for the parts.
+    lses : sequence of array_like of float, each (..., H, L) in every layout, or (L,)
+        What it returned as `lse`; give `sinks` to one of the parts at most.
+    layout : {"bhld", "blhd"}, default "bhld"
+
+    Returns
+    -------
+    AttentionOutput
+        As from one call over all keys, in the parts' common dtype.
+
+    Raises
+    ------
+    ValueError
+        No parts, unlike numbers of `outs` and `lses`, or shapes that do not belong together.
+    TypeError
+        Parts that are not float32 or float64.
+
+    Notes
+    -----
+    ``lse = ln sum_i exp(lse_i)`` and ``out = sum_i exp(lse_i - lse) out_i``, in float64 and rounded once.  The parts have been rounded
+    already, so the result agrees with the whole to rounding, not to the bit; parts of lse -inf change no bit.
+
+    References
+    ----------
+    Dao et al., "FlashAttention" (2022), section 3.1, for the rule; Hong et al., "FlashDecoding++" (2023), for its use.
+    """
+    who = "merge_attention"
+    if layout not in ("bhld", "blhd"):
+        raise ValueError(bad("layout", '"bhld" or "blhd"', repr(layout), who))
+    parts = [as_real(f"outs[{i}]", x, who) for i, x in enumerate(outs)]
+    sums = [as_real(f"lses[{i}]", x, who) for i, x in enumerate(lses)]
+    if not parts or len(parts) != len(sums):
+        raise ValueError(bad("outs", "at least one part, and as many as in lses", f"{len(parts)}, and {len(sums)} in lses", who))
+    dtype = np.result_type(*parts, *sums)
+    flat = parts[0].ndim == 2
+    for i, (part, total) in enumerate(zip(parts, sums, strict=True)):
+        rows = part.shape[:-1] if flat or layout == "bhld" else (*part.shape[:-3], part.shape[-2], part.shape[-3])
+        if part.ndim < 2 or part.shape != parts[0].shape or total.shape != rows:
+            got = f"shapes {part.shape} and {total.shape}, after {parts[0].shape}"
+            raise ValueError(bad(f"outs[{i}]", "the shape of outs[0], and an lse for each of its queries", got, who))
+    each = np.stack(sums).astype(np.float64)
+    largest = each.max(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = np.exp(each - np.where(np.isinf(largest), 0, largest))
+        total = shares.sum(axis=0)
+        lse = np.where(np.isinf(largest), largest, largest + np.log(total))
+        shares /= np.where(total == 0, 1, total)
+    shares = shares if flat or layout == "bhld" else np.swapaxes(shares, -1, -2)
+    out = np.zeros(parts[0].shape)
+    for part, share in zip(parts, shares, strict=True):
+        out += np.where(share[..., np.newaxis] == 0, 0, share[..., np.newaxis] * part)
+    return AttentionOutput(out.astype(dtype), lse.astype(dtype))
 
 
 def _rows(who: str, x: ArrayLike, axis: Axis) -> tuple[NDArray[np.float32], tuple[int, ...]]:
     """x with `axis` moved behind the others, in rows of memory, and the axes that were moved."""
-    array = as_float32("x", x, who)
+    array = as_real("x", x, who)
+    if array.dtype != np.float32:
+        raise TypeError(bad("x", "float32 (no kernels for other dtypes yet: convert with .astype(numpy.float32))", str(array.dtype), who))
     axes = tuple(range(array.ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
     axes = normalize_axis_tuple(axes, array.ndim, "axis") if array.ndim else ()
     moved = np.moveaxis(array, axes, range(array.ndim - len(axes), array.ndim))
@@ -286,6 +411,7 @@ __all__ = [
     "attention_with_lse",
     "concat_heads",
     "logsumexp",
+    "merge_attention",
     "softmax",
     "split_heads",
 ]

@@ -7,6 +7,7 @@ TARGET_BEGIN("avx2,fma")
 #define DTYPE "float32"
 #define NAME "avx2"
 #define NARROW NULL
+#define FLOAT64 0
 #define TABLE qkvc_avx2_f32
 #include "vec_avx2.h"
 #include "kernels_body.h"

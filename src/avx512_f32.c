@@ -7,6 +7,7 @@ TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #define DTYPE "float32"
 #define NAME "avx512"
 #define NARROW &qkvc_avx2_f32
+#define FLOAT64 0
 #define TABLE qkvc_avx512_f32
 #include "vec_avx512.h"
 #include "kernels_body.h"

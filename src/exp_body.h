@@ -2,16 +2,17 @@
 
 /* 2^r for |r| <= 1/2, relative error 2.0e-9 before rounding; c0 is 1, so that exp2(0) is 1 exactly.  Degree 5 reached 2.6 ULP, 6 reaches
  * 1 (minimax by Lawson's iteration with c0 held; checked over every float by tests/c/exp2_all.c). */
-static INLINE vec v_exp2_poly(vec r)
+static INLINE vec v_exp2_tail(vec r)
 {
     vec p = v_set1(1.5353362e-4f);
     p = v_fma_once(p, r, v_set1(1.3398875e-3f));
     p = v_fma_once(p, r, v_set1(9.618437e-3f));
     p = v_fma_once(p, r, v_set1(5.5503324e-2f));
     p = v_fma_once(p, r, v_set1(2.4022648e-1f));
-    p = v_fma_once(p, r, v_set1(6.931472e-1f));
-    return v_fma_once(p, r, v_set1(1.0f));
+    return v_fma_once(p, r, v_set1(6.931472e-1f));
 }
+static INLINE vec v_exp2_poly(vec r) { return v_fma_once(v_exp2_tail(r), r, v_set1(1.0f)); }
+static INLINE vec v_exp2m1_poly(vec r) { return v_mul(v_exp2_tail(r), r); }
 
 #define ROUNDER 12582912.0f /* 1.5 * 2^23: adding it leaves the nearest integer in the low bits, where v_scale reads it */
 

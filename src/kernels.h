@@ -22,9 +22,11 @@
 struct qkvc_kernels {
     const char *name;  /* "avx512", "avx2", "portable" */
     const char *dtype; /* "float32" */
+    int size;          /* bytes of a real */
     int lanes;         /* queries per vector */
     int vecs;          /* most vectors per tile; tile = lanes * vecs */
     const struct qkvc_kernels *narrow; /* a set with the same bits and half the lanes, for when these would lie empty; or NULL */
+    const struct qkvc_kernels *float64; /* the same instruction set for float64; that one points to itself */
 
     /* panel[c][lane] = rows[lane][c * col] * scale for c < cols.  rows has vecs * lanes pointers, all of them readable. */
     void (*pack)(const void *const *rows, ptrdiff_t col, int cols, double scale, int vecs, void *panel);
@@ -37,11 +39,17 @@ struct qkvc_kernels {
     void (*scores)(const void *K, ptrdiff_t row, int D, const void *QT, const int *depth, int vecs, const void *V, ptrdiff_t V_row, int Dv,
                    void *S);
 
-    /* S += bias; where bias is -inf the score is -inf whatever it was */
-    void (*add_bias)(void *S, const void *bias, const int *depth, int vecs);
+    /* S += bias * unit; where bias is -inf the score is -inf whatever it was */
+    void (*add_bias)(void *S, const void *bias, double unit, const int *depth, int vecs);
 
-    /* S[j][lane] = -inf where j >= limit[lane]; limit ascends and holds small integers */
-    void (*clip)(void *S, const void *limit, const int *depth, int vecs);
+    /* S[j][lane] = -inf where j < first[lane] or j >= limit[lane]; both ascend and hold small integers */
+    void (*clip)(void *S, const void *first, const void *limit, const int *depth, int vecs);
+
+    /* S becomes cap * tanh(S / cap), in whatever unit cap is: softcap */
+    void (*soften)(void *S, double cap, const int *depth, int vecs);
+
+    /* S[j][lane] -= slope[lane] * |position[lane] - j|: ALiBi, j counted from the block's first key */
+    void (*add_slope)(void *S, const void *slope, const void *position, const int *depth, int vecs);
 
     /* S becomes P = exp2(S - m_b) with m_b the maximum of its column in this block; m and l take the block in;
      * alpha and beta are what the output so far and the block's own output must be multiplied by */
@@ -64,6 +72,14 @@ struct qkvc_kernels {
 
     /* rows[lane][c * col] = O[c][lane] * factor[lane] for lane < queries */
     void (*store)(const void *O, int Dv, const void *factor, int queries, void *const *rows, ptrdiff_t col);
+
+    /* S[j][lane] becomes exp2(S - shift[lane]), 0 where S is -inf */
+    void (*weigh)(void *S, const void *shift, const int *depth, int vecs);
+
+    /* Of p = exp2(S - shift) * factor: spread[lane] += sum of p (shift - S), distance[lane] += sum of p |position - j|, most[lane] rises to
+     * the largest S, all over the block's keys; mass[j] = sum of p over the lanes. */
+    void (*summarise)(const void *S, const void *shift, const void *factor, const void *position, const int *depth, int vecs,
+                      void *spread, void *distance, void *most, void *mass);
 
     /* softmax of one long contiguous row, in pieces: three passes over x, natural exponent, partial[] has 2 * lanes reals */
     void (*row_max)(const void *x, ptrdiff_t n, void *partial);

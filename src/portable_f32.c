@@ -5,6 +5,7 @@
 #define DTYPE "float32"
 #define NAME "portable"
 #define NARROW NULL
+#define FLOAT64 0
 #define TABLE qkvc_portable_f32
 #include "vec_portable.h"
 #include "kernels_body.h"

@@ -35,6 +35,7 @@ static INLINE vec v_load_bytes(const uint8_t *p)
 static INLINE vec v_add(vec a, vec b) { return _mm256_add_ps(a, b); }
 static INLINE vec v_sub(vec a, vec b) { return _mm256_sub_ps(a, b); }
 static INLINE vec v_mul(vec a, vec b) { return _mm256_mul_ps(a, b); }
+static INLINE vec v_div(vec a, vec b) { return _mm256_div_ps(a, b); }
 static INLINE vec v_fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
 #define v_fma_once v_fma
 static INLINE vec v_max(vec a, vec b) { return _mm256_max_ps(a, b); } /* b if either is NaN */
@@ -44,6 +45,12 @@ static INLINE vmask v_le(vec a, vec b) { return _mm256_cmp_ps(a, b, _CMP_LE_OQ);
 static INLINE vmask v_eq(vec a, vec b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
 static INLINE vmask v_ne(vec a, vec b) { return _mm256_cmp_ps(a, b, _CMP_NEQ_UQ); }
 static INLINE vec v_select(vmask m, vec a, vec b) { return _mm256_blendv_ps(b, a, m); }
+static INLINE float v_sum(vec a)
+{
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
 static INLINE int v_any(vmask m) { return _mm256_movemask_ps(m) != 0; }
 
 /* p * 2^n, where u = n + 1.5 * 2^23 has n in its low bits */

@@ -25,6 +25,7 @@ static INLINE vec v_load_bytes(const uint8_t *p)
 static INLINE vec v_add(vec a, vec b) { return _mm512_add_ps(a, b); }
 static INLINE vec v_sub(vec a, vec b) { return _mm512_sub_ps(a, b); }
 static INLINE vec v_mul(vec a, vec b) { return _mm512_mul_ps(a, b); }
+static INLINE vec v_div(vec a, vec b) { return _mm512_div_ps(a, b); }
 static INLINE vec v_fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
 #define v_fma_once v_fma
 static INLINE vec v_max(vec a, vec b) { return _mm512_max_ps(a, b); } /* b if either is NaN */
@@ -37,6 +38,7 @@ static INLINE vec v_select(vmask m, vec a, vec b) /* as integers: v_scale folds 
 {
     return _mm512_castsi512_ps(_mm512_mask_blend_epi32(m, _mm512_castps_si512(b), _mm512_castps_si512(a)));
 }
+static INLINE float v_sum(vec a) { return _mm512_reduce_add_ps(a); }
 static INLINE int v_any(vmask m) { return m != 0; }
 
 /* p * 2^n, where u = n + 1.5 * 2^23 has n in its low bits */

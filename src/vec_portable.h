@@ -37,6 +37,7 @@ static INLINE vec v_load_bytes(const uint8_t *p) { return (vec){p[0], p[1], p[2]
 static INLINE vec v_add(vec a, vec b) { return a + b; }
 static INLINE vec v_sub(vec a, vec b) { return a - b; }
 static INLINE vec v_mul(vec a, vec b) { return a * b; }
+static INLINE vec v_div(vec a, vec b) { return a / b; }
 static INLINE vec v_fma(vec a, vec b, vec c) { return a * b + c; }
 static INLINE vec v_fma_once(vec a, vec b, vec c) /* rounded once, nearly: for exp2, which is 1.23 ULP off without it and 0.95 with */
 {
@@ -50,6 +51,7 @@ static INLINE vmask v_eq(vec a, vec b) { return a == b; }
 static INLINE vmask v_ne(vec a, vec b) { return a != b; }
 static INLINE vec v_select(vmask m, vec a, vec b) { return (vec)(((vmask)a & m) | ((vmask)b & ~m)); }
 static INLINE vec v_max(vec a, vec b) { return v_select(a > b, a, b); } /* b if either is NaN */
+static INLINE float v_sum(vec a) { return (a[0] + a[2]) + (a[1] + a[3]); }
 static INLINE int v_any(vmask m) { return (m[0] | m[1] | m[2] | m[3]) != 0; }
 
 /* p * 2^n, where u = n + 1.5 * 2^23 has n in its low bits */

@@ -1,0 +1,86 @@
+"""A tile of queries before the blocks of keys: what every sweep over the scores shares."""
+
+from libc.stdint cimport int64_t, uint8_t
+
+from qkvc._kernels cimport QKVC_BLOCK, Task
+from qkvc._plan cimport Plan, Problem
+
+cdef enum:
+    MAX_TILE = 64  # lanes of the widest tile, 48 on AVX-512
+    W = QKVC_BLOCK
+    SEGMENT = 16   # keys a chain of the sums: docs/arithmetic.md
+
+# One number a lane, a double or a float as the problem has it.
+ctypedef double[MAX_TILE] Lanes
+
+ctypedef struct Scratch:
+    char *QT         # [D][tile]
+    char *O          # [Dv][tile]
+    char *S          # [W][tile]
+    char *bias       # [W][tile], mask and bias of the block, keys down
+    char *allowed    # [W][tile], -inf where masked: only for the careful walk
+    char *K          # [W][D] and [W][Dv]: copies of blocks that cannot be read in place
+    char *V
+    char *mass       # [W], for statistics
+    Lanes m, l, alpha, beta, factor, first, limit, slope, position
+    Lanes spread, distance, most
+    double[MAX_TILE] lse           # natural, whatever the problem's reals
+    int64_t[MAX_TILE] place        # position of the lane's query among the keys
+    int64_t[MAX_TILE] begin        # first key that it may see
+    int64_t[MAX_TILE] end          # first key behind those
+    uint8_t[MAX_TILE] seen         # has it been allowed any key?
+    Py_ssize_t[MAX_TILE] index     # of the query in lse
+    const void *query[MAX_TILE]
+    const void *bias_row[MAX_TILE]
+    const uint8_t *mask_row[MAX_TILE]
+    void *out[MAX_TILE]
+
+ctypedef struct Job:
+    const Problem *problem
+    void *extra        # what a sweep wants besides
+    char *memory
+    size_t per_worker
+    bint pollable      # the caller is Python's main thread, and the job is long
+    int64_t polled
+    bint cancelled
+
+ctypedef struct Tile:
+    int vecs, queries
+    const char *K      # row 0 of its key and value head
+    const char *V
+    int64_t block      # the first block that any of its queries may see ...
+    int64_t blocks     # ... and the first behind them
+
+ctypedef struct Block:
+    int64_t first      # key
+    int keys           # that any query may see by position
+    bint clipped       # positions begin or end inside the block
+    bint masked        # the bool mask has a False in it
+    const char *K      # its rows, in place or copied
+    const char *V
+    Py_ssize_t K_row, V_row
+
+
+cdef inline double get(const Problem *p, const void *x, Py_ssize_t i) noexcept nogil:
+    return (<const float *>x)[i] if p.item == sizeof(float) else (<const double *>x)[i]
+
+
+cdef inline void put(const Problem *p, void *x, Py_ssize_t i, double value) noexcept nogil:
+    if p.item == sizeof(float):
+        (<float *>x)[i] = <float>value
+    else:
+        (<double *>x)[i] = value
+
+
+# The steps of a sweep, in the order in which they are taken.
+cdef Scratch *scratch_of(const Job *job, int worker) noexcept nogil
+cdef Tile lay_out(const Problem *p, Scratch *s, Py_ssize_t task) noexcept nogil
+cdef void start(const Problem *p, Scratch *s) noexcept nogil
+cdef bint interrupted(Job *job, int worker) noexcept nogil
+cdef bint look(const Problem *p, Scratch *s, const Tile *t, int64_t index, int *depth, Block *b) noexcept nogil
+cdef void score(const Problem *p, Scratch *s, const Tile *t, const int *depth, const Block *b) noexcept nogil
+cdef void note_allowed(const Problem *p, Scratch *s, const Tile *t, const int *depth, const Block *b) noexcept nogil
+cdef void settle(const Problem *p, Scratch *s, const Tile *t) noexcept nogil
+
+# Run `task` for every tile on the problem's threads.
+cdef int sweep(Plan plan, Task task, Py_ssize_t tasks, void *extra) except -1

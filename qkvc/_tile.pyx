@@ -1,0 +1,379 @@
+"""A tile of queries before a block of keys: the steps that every sweep over the scores takes, and the scratch and threads to take them.
+
+_attention.pyx walks the blocks for the output, _inside.pyx for the weights and for statistics.  Reals are float or double as the problem
+says; only the kernels compute with many of them.
+"""
+
+from libc.math cimport INFINITY, NAN, exp2, log2
+from libc.stdint cimport int64_t, uint8_t
+from libc.stdlib cimport free
+from libc.string cimport memcpy, memset
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+from threading import get_ident, main_thread
+
+from qkvc._kernels cimport Kernels, Task, run
+from qkvc._plan cimport Plan, Problem, View
+
+cdef extern from "stdlib.h" nogil:
+    void *aligned_alloc(size_t alignment, size_t size)
+
+cdef extern from *:
+    """
+    static void *qkvc_swap(void **slot, void *mine) { return __atomic_exchange_n(slot, mine, __ATOMIC_ACQ_REL); }
+    static int qkvc_signals(void) { return PyErr_CheckSignals(); }
+    static int qkvc_pending(void) { return PyErr_Occurred() ? -1 : 0; }
+    """
+    void *qkvc_swap(void **slot, void *mine) nogil
+    int qkvc_signals()            # -1: a Python signal handler raised, and the exception is set
+    int qkvc_pending() except -1  # raises what qkvc_signals left set
+
+cdef double LN_2 = 0.6931471805599453
+cdef int64_t POLL_NS = 50_000_000  # Ctrl-C is looked for this often; the promise is 200 ms
+
+
+# ----------------------------------------------------------------------------------------------------------------------- the queries
+
+cdef inline Py_ssize_t batch_offset(const Problem *p, const View *view, Py_ssize_t item) noexcept nogil:
+    cdef Py_ssize_t offset = 0
+    cdef int axis
+    for axis in range(p.batch_axes - 1, -1, -1):
+        offset += item % p.batch_shape[axis] * view.batch[axis]
+        item //= p.batch_shape[axis]
+    return offset
+
+
+cdef Tile lay_out(const Problem *p, Scratch *s, Py_ssize_t task) noexcept nogil:
+    """Which queries are in the lanes, where they are read and written, and how far they may look.
+
+    Lane order is query by query, its heads side by side: limits then ascend along the lanes, as `clip` and `depth` want.  Lanes beyond the
+    last query repeat it.  The tiles of one (batch item, key head) follow each other, heaviest first.
+    """
+    cdef Tile t
+    cdef Py_ssize_t lanes = p.kernels.lanes, index = p.tiles - 1 - task % p.tiles
+    cdef Py_ssize_t batch, kv_head, head, first, last, i, row, q, h
+    task //= p.tiles
+    kv_head = task % p.kv_heads
+    batch = task // p.kv_heads
+    t.K = p.key.data + (batch_offset(p, &p.key, batch) + kv_head // p.share * p.key.head) * p.item
+    t.V = p.value.data + (batch_offset(p, &p.value, batch) + kv_head // p.share * p.value.head) * p.item if p.value.data else NULL
+    first = p.vectors * index // p.tiles
+    last = p.vectors * (index + 1) // p.tiles
+    t.vecs = <int>(last - first)
+    row = first * lanes
+    t.queries = <int>(min(last * lanes, p.rows) - row)
+
+    cdef int64_t length = p.lengths[batch] if p.lengths else p.Lk
+    cdef int64_t offset = p.offsets[batch] if p.offsets else p.offset
+    cdef char *query = p.query.data + batch_offset(p, &p.query, batch) * p.item
+    cdef char *out = p.out.data + batch_offset(p, &p.out, batch) * p.item if p.out.data else NULL
+    cdef char *mask = p.mask.data + batch_offset(p, &p.mask, batch) if p.has_mask else NULL
+    cdef char *bias = p.bias.data + batch_offset(p, &p.bias, batch) * p.item if p.has_bias else NULL
+    q, h = row // p.group, row % p.group
+    for i in range(t.vecs * lanes):
+        if i and i < t.queries:
+            h += 1
+            if h == p.group:
+                q, h = q + 1, 0
+        head = kv_head * p.group + h
+        s.query[i] = query + (head * p.query.head + q * p.query.row) * p.item
+        s.index[i] = (batch * p.heads + head) * p.Lq + q
+        if out:
+            s.out[i] = out + (head * p.out.head + q * p.out.row) * p.item
+        if p.has_mask:
+            s.mask_row[i] = <uint8_t *>mask + head * p.mask.head + q * p.mask.row
+        if p.has_bias:
+            s.bias_row[i] = bias + (head * p.bias.head + q * p.bias.row) * p.item
+        if p.slopes:
+            put(p, s.slope, i, p.slopes[batch * p.heads + head] * p.unit)
+        s.place[i] = offset + (p.chosen[q] if p.chosen else q)
+        s.end[i] = length if p.right < 0 else max(0, min(length, s.place[i] + p.right + 1))
+        s.begin[i] = 0 if p.left < 0 else max(0, min(s.end[i], s.place[i] - p.left))
+    t.block = s.begin[0] // W
+    t.blocks = (s.end[t.vecs * lanes - 1] + W - 1) // W
+    return t
+
+
+cdef void start(const Problem *p, Scratch *s) noexcept nogil:
+    """m <- -inf, l <- 0, O <- 0"""
+    cdef int i, tile = p.kernels.lanes * p.kernels.vecs
+    for i in range(tile):
+        put(p, s.m, i, -INFINITY)
+    memset(s.l, 0, sizeof(Lanes))
+    memset(s.O, 0, <size_t>(tile * p.Dv * p.item))
+    memset(s.seen, 0, MAX_TILE)
+
+
+# -------------------------------------------------------------------------------------------------------------------------- the keys
+
+cdef const char *copied(const Problem *p, const char *x, const View *view, int n, Py_ssize_t cols, char *to) noexcept nogil:
+    """n rows side by side, for strides that the kernels cannot read or that L1 cannot hold."""
+    cdef Py_ssize_t i, c
+    for i in range(n):
+        if view.col == 1:
+            memcpy(to + i * cols * p.item, x + i * view.row * p.item, cols * p.item)
+        elif p.item == sizeof(float):
+            for c in range(cols):
+                (<float *>to)[i * cols + c] = (<const float *>x)[i * view.row + c * view.col]
+        else:
+            for c in range(cols):
+                (<double *>to)[i * cols + c] = (<const double *>x)[i * view.row + c * view.col]
+    return to
+
+
+cdef inline int within(int64_t n, int most) noexcept nogil:
+    return <int>(0 if n < 0 else most if n > most else n)
+
+
+cdef bint look(const Problem *p, Scratch *s, const Tile *t, int64_t index, int *depth, Block *b) noexcept nogil:
+    """How far into the block each vector must go, which masks have anything to say in it, and where its rows lie.  False: nothing to do,
+    every key of it is masked for every query."""
+    cdef int lanes = p.kernels.lanes, last = t.vecs * lanes - 1, v, i, visible, width
+    b.first = index * W
+    if s.begin[0] > b.first:  # whole chains of keys before a window add +0 to every sum
+        b.first += (s.begin[0] - b.first) // SEGMENT * SEGMENT
+    width = <int>((index + 1) * W - b.first)
+    for v in range(t.vecs):
+        depth[v] = within(s.end[(v + 1) * lanes - 1] - b.first, width)
+    b.keys = depth[t.vecs - 1]
+    if b.keys == 0:
+        return False
+    b.clipped = s.end[0] - b.first < b.keys or s.begin[last] > b.first
+    if b.clipped:
+        for i in range(last + 1):
+            put(p, s.first, i, within(s.begin[i] - b.first, W))
+            put(p, s.limit, i, within(s.end[i] - b.first, W))
+    b.masked = False
+    if p.has_mask:
+        visible = survey(s.mask_row, p.mask.col, b.first, t.queries, b.keys)
+        if visible == NONE:
+            return False
+        b.masked = visible != ALL
+    if p.has_bias and shut(p, s, b, t.queries):
+        return False
+    b.K, b.K_row = t.K + b.first * p.key.row * p.item, p.key.row
+    b.V, b.V_row = t.V, 0
+    if t.V:
+        b.V, b.V_row = t.V + b.first * p.value.row * p.item, p.value.row
+    if p.copy_key:
+        b.K, b.K_row = copied(p, b.K, &p.key, b.keys, p.D, s.K), p.D
+    if p.copy_value:
+        b.V, b.V_row = copied(p, b.V, &p.value, b.keys, p.Dv, s.V), p.Dv
+    return True
+
+
+cdef enum:
+    NONE, SOME, ALL
+
+
+cdef int survey(const uint8_t *const *lane, Py_ssize_t col, int64_t first, int queries, int n) noexcept nogil:
+    """Does the mask let through none, some or all of n keys?  Rows that broadcast are looked at once."""
+    cdef uint8_t any_key = 0, every_key = 1, one, all_of_row
+    cdef const uint8_t *x
+    cdef int i, j
+    for i in range(queries):
+        if i and lane[i] == lane[i - 1]:
+            continue
+        x = lane[i] + first * col
+        one, all_of_row = 0, 1
+        if col == 1:
+            for j in range(n):
+                one |= x[j]
+                all_of_row &= x[j] != 0
+        else:
+            for j in range(n):
+                one |= x[j * col]
+                all_of_row &= x[j * col] != 0
+        any_key |= one
+        every_key &= all_of_row
+        if any_key and not every_key:
+            return SOME
+    return ALL if every_key else NONE
+
+
+cdef bint shut(const Problem *p, const Scratch *s, const Block *b, int queries) noexcept nogil:
+    """Is the bias -inf for every query and key?  Of an ordinary bias one number is read."""
+    cdef int i, j
+    for i in range(queries):
+        for j in range(b.keys):
+            if get(p, s.bias_row[i], (b.first + j) * p.bias.col) != -INFINITY:
+                return False
+    return True
+
+
+# ------------------------------------------------------------------------------------------------------------------------ the scores
+
+cdef void score(const Problem *p, Scratch *s, const Tile *t, const int *depth, const Block *b) noexcept nogil:
+    """S <- K QT, capped, sloped, biased, and -inf where masked; cheap where a block has nothing of the kind."""
+    cdef const Kernels *kn = p.kernels
+    cdef int i
+    kn.scores(b.K, b.K_row, <int>p.D, s.QT, depth, t.vecs, b.V, b.V_row, <int>p.Dv, s.S)
+    if p.softcap:
+        kn.soften(s.S, p.softcap * p.unit, depth, t.vecs)
+    if p.slopes:
+        for i in range(t.vecs * kn.lanes):
+            put(p, s.position, i, <double>(s.place[i] - b.first))
+        kn.add_slope(s.S, s.slope, s.position, depth, t.vecs)
+    mask_scores(p, s, t, depth, b, s.S)
+
+
+cdef void mask_scores(const Problem *p, Scratch *s, const Tile *t, const int *depth, const Block *b, char *S) noexcept nogil:
+    """Add the bias, then let bias, mask and positions select -inf."""
+    cdef const Kernels *kn = p.kernels
+    cdef const void *lane[MAX_TILE]
+    cdef int i
+    if p.has_bias:
+        for i in range(t.vecs * kn.lanes):
+            lane[i] = <const char *>s.bias_row[i] + b.first * p.bias.col * p.item
+        kn.pack(lane, p.bias.col, b.keys, 1.0, t.vecs, s.bias)
+        kn.add_bias(S, s.bias, p.unit, depth, t.vecs)
+    if b.masked:
+        for i in range(t.vecs * kn.lanes):
+            lane[i] = s.mask_row[i] + b.first * p.mask.col
+        kn.pack_mask(<const uint8_t *const *>lane, p.mask.col, b.keys, t.vecs, s.bias)
+        kn.add_bias(S, s.bias, 1.0, depth, t.vecs)
+    if b.clipped:
+        kn.clip(S, s.first, s.limit, depth, t.vecs)
+
+
+cdef void note_allowed(const Problem *p, Scratch *s, const Tile *t, const int *depth, const Block *b) noexcept nogil:
+    """allowed <- 0, -inf where masked: the masks, applied to a block of zeros."""
+    cdef int lanes = p.kernels.lanes, tile = lanes * p.kernels.vecs, i, j
+    memset(s.allowed, 0, <size_t>(b.keys * tile * p.item))
+    mask_scores(p, s, t, depth, b, s.allowed)
+    for i in range(t.vecs * lanes):
+        for j in range(depth[i // lanes]):
+            s.seen[i] |= get(p, s.allowed, j * tile + i) != -INFINITY
+
+
+cdef void settle(const Problem *p, Scratch *s, const Tile *t) noexcept nogil:
+    """lse <- ln(sum exp(scores)), factor <- 1 / l, the sink of its head taken in.  A query that was allowed no key has factor 0; one whose
+    scores were all -inf without a mask saying so gets NaN, as from NumPy."""
+    cdef double m, l, top, sink
+    cdef int i
+    for i in range(t.queries):
+        m, l = get(p, s.m, i), get(p, s.l, i)
+        sink = p.sinks[s.index[i] // p.Lq] * p.unit if p.sinks else -INFINITY
+        if l == 0:
+            put(p, s.factor, i, NAN if s.seen[i] and sink == -INFINITY else 0.0)
+            s.lse[i] = sink * LN_2
+        elif sink == -INFINITY:
+            put(p, s.factor, i, 1 / l)
+            s.lse[i] = (m + log2(l)) * LN_2
+        else:
+            top = max(m, sink)
+            l = l * exp2(m - top) + exp2(sink - top)
+            put(p, s.factor, i, exp2(m - top) / l)
+            s.lse[i] = (top + log2(l)) * LN_2
+
+
+# -------------------------------------------------------------------------------------------------------------------- time and signals
+
+cdef int64_t now_ns() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <int64_t>t.tv_sec * 1_000_000_000 + t.tv_nsec
+
+
+cdef void poll(Job *job) noexcept nogil:
+    """Has the user pressed Ctrl-C?"""
+    cdef int64_t now = now_ns()
+    if now - job.polled < POLL_NS:
+        return
+    job.polled = now
+    with gil:
+        if qkvc_signals() != 0:
+            job.cancelled = True
+
+
+cdef bint interrupted(Job *job, int worker) noexcept nogil:
+    if worker == 0 and job.pollable:
+        poll(job)
+    return job.cancelled
+
+
+cdef void idle(void *context) noexcept nogil:
+    cdef Job *job = <Job *>context
+    if job.pollable and not job.cancelled:
+        poll(job)
+
+
+# ------------------------------------------------------------------------------------------------------------------ scratch and threads
+
+cdef size_t padded(size_t bytes) noexcept nogil:
+    return (bytes + 63) // 64 * 64
+
+
+cdef char *slot(char *memory, size_t *at, size_t bytes) noexcept nogil:
+    cdef char *start = memory + at[0]
+    at[0] += padded(bytes)
+    return start
+
+
+cdef size_t carve(const Problem *p, char *memory) noexcept nogil:
+    """Lay a worker's Scratch out in its share of the memory, and say how large that is; without memory, only say it.
+
+    item [tile (D + Dv + 3 W) + W (1 + D + Dv where copied)] bytes and some lines: no term in Lq, and none in Lk beyond a block.
+    """
+    cdef Scratch measured
+    cdef Scratch *s = <Scratch *>memory if memory != NULL else &measured
+    cdef size_t row = p.kernels.lanes * p.kernels.vecs * p.item, keys = min(p.Lk, W), at = padded(sizeof(Scratch))
+    s.QT = slot(memory, &at, row * p.D)
+    s.O = slot(memory, &at, row * p.Dv)
+    s.S = slot(memory, &at, row * keys)
+    s.bias = slot(memory, &at, row * keys)
+    s.allowed = slot(memory, &at, row * keys)
+    s.mass = slot(memory, &at, keys * p.item)
+    s.K = slot(memory, &at, keys * p.D * p.item if p.copy_key else 0)
+    s.V = slot(memory, &at, keys * p.Dv * p.item if p.copy_value else 0)
+    return at
+
+
+cdef Scratch *scratch_of(const Job *job, int worker) noexcept nogil:
+    return <Scratch *>(job.memory + worker * job.per_worker)
+
+
+# One piece of scratch is kept between calls: fresh pages would cost a small call more than its arithmetic.  Who finds it takes it; others
+# allocate.  Its first 64 bytes hold its size.
+cdef void *spare = NULL
+
+
+cdef char *take_memory(size_t bytes) noexcept nogil:
+    """64-byte aligned, or NULL."""
+    cdef char *memory = <char *>qkvc_swap(&spare, NULL)
+    if memory != NULL and (<size_t *>memory)[0] >= bytes:
+        return memory
+    free(memory)
+    memory = <char *>aligned_alloc(64, padded(bytes + 64))
+    if memory != NULL:
+        (<size_t *>memory)[0] = bytes
+    return memory
+
+
+cdef void return_memory(char *memory) noexcept nogil:
+    free(qkvc_swap(&spare, memory))
+
+
+cdef int sweep(Plan plan, Task task, Py_ssize_t tasks, void *extra) except -1:
+    cdef const Problem *p = &plan.problem
+    cdef int workers = <int>min(tasks, p.threads), i
+    cdef Job job
+    cdef char *memory
+    job.problem = p
+    job.extra = extra
+    job.per_worker = carve(p, NULL)
+    memory = take_memory(workers * job.per_worker)
+    if memory == NULL:
+        raise MemoryError(f"attention: {workers * job.per_worker} bytes of scratch")
+    job.memory = memory + 64
+    job.cancelled = False
+    job.pollable = 4.0 * p.batch * p.heads * p.Lq * p.Lk * (p.D + p.Dv) > 1e9 and get_ident() == main_thread().ident
+    job.polled = now_ns() if job.pollable else 0
+    with nogil:
+        for i in range(workers):
+            carve(p, job.memory + i * job.per_worker)
+        run(task, idle, &job, tasks, p.threads)
+        return_memory(memory)
+    if job.cancelled:
+        qkvc_pending()
+    return 0
