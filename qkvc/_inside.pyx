@@ -139,7 +139,7 @@ def score_matrix(query, key, str stage, mask, bias, causal, q_offset, window, ke
     return result[0] if query_is_flat(query, key) else result
 
 
-def query_is_flat(query, key):
+cdef bint query_is_flat(query, key) except -1:
     return np.ndim(query) == 2 and np.ndim(key) == 2
 
 

@@ -128,7 +128,7 @@ cdef inline int within(int64_t n, int most) noexcept nogil:
 cdef bint look(const Problem *p, Scratch *s, const Tile *t, int64_t index, int *depth, Block *b) noexcept nogil:
     """How far into the block each vector must go, which masks have anything to say in it, and where its rows lie.  False: nothing to do,
     every key of it is masked for every query."""
-    cdef int lanes = p.kernels.lanes, last = t.vecs * lanes - 1, v, i, visible, width
+    cdef int lanes = p.kernels.lanes, last = t.vecs * lanes - 1, v, i, width
     b.first = index * W
     if s.begin[0] > b.first:  # whole chains of keys before a window add +0 to every sum
         b.first += (s.begin[0] - b.first) // SEGMENT * SEGMENT
@@ -145,10 +145,12 @@ cdef bint look(const Problem *p, Scratch *s, const Tile *t, int64_t index, int *
             put(p, s.limit, i, within(s.end[i] - b.first, W))
     b.masked = False
     if p.has_mask:
-        visible = survey(s.mask_row, p.mask.col, b.first, t.queries, b.keys)
-        if visible == NONE:
+        b.keys = reach(s.mask_row, p.mask.col, b.first, t.queries, b.keys)
+        if b.keys == 0:
             return False
-        b.masked = visible != ALL
+        for v in range(t.vecs):
+            depth[v] = min(depth[v], b.keys)
+        b.masked = hides(s.mask_row, p.mask.col, b.first, t.queries, b.keys)
     if p.has_bias and shut(p, s, b, t.queries):
         return False
     b.K, b.K_row = t.K + b.first * p.key.row * p.item, p.key.row
@@ -162,33 +164,40 @@ cdef bint look(const Problem *p, Scratch *s, const Tile *t, int64_t index, int *
     return True
 
 
-cdef enum:
-    NONE, SOME, ALL
+cdef int reach(const uint8_t *const *lane, Py_ssize_t col, int64_t first, int queries, int n) noexcept nogil:
+    """Keys up to the last that the mask lets any query see: padding at the end costs nothing."""
+    cdef int i, j, found = 0
+    for i in range(queries):
+        if i and lane[i] == lane[i - 1]:
+            continue
+        for j in range(n - 1, found - 1, -1):
+            if lane[i][(first + j) * col]:
+                found = j + 1
+                break
+        if found == n:
+            break
+    return found
 
 
-cdef int survey(const uint8_t *const *lane, Py_ssize_t col, int64_t first, int queries, int n) noexcept nogil:
-    """Does the mask let through none, some or all of n keys?  Rows that broadcast are looked at once."""
-    cdef uint8_t any_key = 0, every_key = 1, one, all_of_row
+cdef bint hides(const uint8_t *const *lane, Py_ssize_t col, int64_t first, int queries, int n) noexcept nogil:
+    """Has the mask a False among n keys?  Rows that broadcast are looked at once."""
+    cdef uint8_t every_key
     cdef const uint8_t *x
     cdef int i, j
     for i in range(queries):
         if i and lane[i] == lane[i - 1]:
             continue
         x = lane[i] + first * col
-        one, all_of_row = 0, 1
+        every_key = 1
         if col == 1:
             for j in range(n):
-                one |= x[j]
-                all_of_row &= x[j] != 0
+                every_key &= x[j] != 0
         else:
             for j in range(n):
-                one |= x[j * col]
-                all_of_row &= x[j * col] != 0
-        any_key |= one
-        every_key &= all_of_row
-        if any_key and not every_key:
-            return SOME
-    return ALL if every_key else NONE
+                every_key &= x[j * col] != 0
+        if not every_key:
+            return True
+    return False
 
 
 cdef bint shut(const Problem *p, const Scratch *s, const Block *b, int queries) noexcept nogil:
@@ -230,8 +239,7 @@ cdef void mask_scores(const Problem *p, Scratch *s, const Tile *t, const int *de
     if b.masked:
         for i in range(t.vecs * kn.lanes):
             lane[i] = s.mask_row[i] + b.first * p.mask.col
-        kn.pack_mask(<const uint8_t *const *>lane, p.mask.col, b.keys, t.vecs, s.bias)
-        kn.add_bias(S, s.bias, 1.0, depth, t.vecs)
+        kn.mask(S, <const uint8_t *const *>lane, p.mask.col, depth, t.vecs)
     if b.clipped:
         kn.clip(S, s.first, s.limit, depth, t.vecs)
 

@@ -31,9 +31,6 @@ struct qkvc_kernels {
     /* panel[c][lane] = rows[lane][c * col] * scale for c < cols.  rows has vecs * lanes pointers, all of them readable. */
     void (*pack)(const void *const *rows, ptrdiff_t col, int cols, double scale, int vecs, void *panel);
 
-    /* panel[c][lane] = rows[lane][c * col] ? 0 : -inf */
-    void (*pack_mask)(const uint8_t *const *rows, ptrdiff_t col, int cols, int vecs, void *panel);
-
     /* S[j][lane] = sum over d of K[j * row + d] * QT[d][lane], for j < depth[v].  Meanwhile the next rows of K and row
      * j of V, V_row apart and Dv long, are fetched towards L2: `values` reads V in strips that no hardware prefetcher follows. */
     void (*scores)(const void *K, ptrdiff_t row, int D, const void *QT, const int *depth, int vecs, const void *V, ptrdiff_t V_row, int Dv,
@@ -41,6 +38,9 @@ struct qkvc_kernels {
 
     /* S += bias * unit; where bias is -inf the score is -inf whatever it was */
     void (*add_bias)(void *S, const void *bias, double unit, const int *depth, int vecs);
+
+    /* S[j][lane] = -inf where rows[lane][j * col] is 0 */
+    void (*mask)(void *S, const uint8_t *const *rows, ptrdiff_t col, const int *depth, int vecs);
 
     /* S[j][lane] = -inf where j < first[lane] or j >= limit[lane]; both ascend and hold small integers */
     void (*clip)(void *S, const void *first, const void *limit, const int *depth, int vecs);
