@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 import numpy as np
 
-from qkvc._coerce import bad, shape_text
+from qkvc._coerce import as_real, bad, shape_text
 
 from qkvc._kernels cimport QKVC_MAX_VECS
 from qkvc._plan cimport Plan, Problem, cut, make_plan
@@ -232,7 +232,7 @@ cdef void summarise_tile(Job *job, Scratch *s, const Tile *t, int worker, double
         row = s.index[i]
         spread, rest = get(p, s.spread, i), s.lse[i] - get(p, s.m, i) * LN_2  # -ln p = (m - s) ln 2 + (lse - m ln 2)
         put(p, to.lse, row, s.lse[i])
-        put(p, to.most, row, get(p, s.most, i) * LN_2)
+        put(p, to.most, row, spread if spread != spread else get(p, s.most, i) * LN_2)  # a maximum forgets NaN, a sum does not
         put(p, to.distance, row, get(p, s.distance, i))
         if get(p, s.l, i) == 0 and not to.given:
             put(p, to.entropy, row, get(p, s.factor, i))  # 0, or NaN
@@ -285,9 +285,9 @@ def statistics(query, key, mask, bias, causal, q_offset, window, key_lengths, al
     flat = query_is_flat(query, key)
     given = None
     if lse is not None:
-        given = np.ascontiguousarray(lse, plan.dtype)
+        given = np.ascontiguousarray(as_real("lse", lse, "attention_stats"), plan.dtype)
         if given.shape != (rows[1:] if flat else rows):
-            raise ValueError(bad("lse", f"shape {rows[1:] if flat else rows}", shape_text(given)))
+            raise ValueError(bad("lse", f"shape {rows[1:] if flat else rows}", shape_text(given), "attention_stats"))
     results = [np.zeros(rows, plan.dtype) for _ in range(4)]
     results[0].fill(-np.inf)
     results[1].fill(-np.inf)

@@ -245,11 +245,15 @@ def merge_attention(outs: Sequence[ArrayLike], lses: Sequence[ArrayLike], *, lay
         raise ValueError(bad("outs", "at least one part, and as many as in lses", f"{len(parts)}, and {len(sums)} in lses", who))
     dtype = np.result_type(*parts, *sums)
     flat = parts[0].ndim == 2
+    if parts[0].ndim < 2:
+        raise ValueError(bad("outs[0]", "an array (..., heads, length, dim) of 2 axes or more", f"shape {parts[0].shape}", who))
+    rows = parts[0].shape[:-1]
+    rows = rows if flat or layout == "bhld" else (*rows[:-2], rows[-1], rows[-2])
     for i, (part, total) in enumerate(zip(parts, sums, strict=True)):
-        rows = part.shape[:-1] if flat or layout == "bhld" else (*part.shape[:-3], part.shape[-2], part.shape[-3])
-        if part.ndim < 2 or part.shape != parts[0].shape or total.shape != rows:
-            got = f"shapes {part.shape} and {total.shape}, after {parts[0].shape}"
-            raise ValueError(bad(f"outs[{i}]", "the shape of outs[0], and an lse for each of its queries", got, who))
+        if part.shape != parts[0].shape:
+            raise ValueError(bad(f"outs[{i}]", f"shape {parts[0].shape}, as of outs[0]", f"shape {part.shape}", who))
+        if total.shape != rows:
+            raise ValueError(bad(f"lses[{i}]", f"shape {rows}", f"shape {total.shape}", who))
     each = np.stack(sums).astype(np.float64)
     largest = each.max(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
