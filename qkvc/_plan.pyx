@@ -179,13 +179,13 @@ cdef const double *per_head(Plan plan, str name, object x, bint endless) except?
     return &view[0] if view.shape[0] else NULL
 
 
-cdef int positions(Plan plan, object causal, object q_offset, object window, object key_lengths, object rows_in_all) except -1:
+cdef int positions(Plan plan, object causal, object q_offset, object window, object key_lengths, bint sloped, object rows_in_all) except -1:
     """Where the queries stand among the keys, p = i + offset, and how far they look from there."""
     cdef Problem *p = &plan.problem
     cdef Py_ssize_t rows = p.Lq if rows_in_all is None else rows_in_all
     cdef str asks = None
     p.left = p.right = -1
-    if causal is False and q_offset is None and window is None and key_lengths is None and p.slopes == NULL:
+    if causal is False and q_offset is None and window is None and key_lengths is None and not sloped:
         return 0
     if key_lengths is not None:
         key_lengths = as_integers("key_lengths", key_lengths, plan.batch_shape(), 0, p.Lk)
@@ -202,7 +202,7 @@ cdef int positions(Plan plan, object causal, object q_offset, object window, obj
         asks = "causal"
     elif p.left >= 0 or p.right >= 0:
         asks = "window"
-    elif p.slopes != NULL:
+    elif sloped:
         asks = "alibi_slopes"
 
     if q_offset is not None:
@@ -326,7 +326,7 @@ cdef Plan make_plan(object query, object key, object value, object mask, object 
     p.slopes = per_head(plan, "alibi_slopes", alibi_slopes, False)
     p.sinks = per_head(plan, "sinks", sinks, True)
     p.head_scale = per_head(plan, "head_scale", head_scale, False)
-    positions(plan, causal, q_offset, window, key_lengths, rows_in_all)
+    positions(plan, causal, q_offset, window, key_lengths, alibi_slopes is not None, rows_in_all)
     if chosen is not None:
         p.chosen = kept_integers(plan, chosen)
     cut(p, num_threads)

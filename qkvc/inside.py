@@ -164,12 +164,13 @@ def _choose_heads(
     """Query and key, and what belongs to them, of some heads; each then has a key head of its own."""
     count = query.shape[axis] if query.ndim > 2 else 1
     wanted = _indices("heads", heads, count)
-    if query.ndim < 3 or key.ndim < 3:
-        raise ValueError(bad("heads", "None where query or key has no heads axis", "a selection", "attention_weights"))
-    if not key.shape[axis] or count % key.shape[axis]:
-        raise ValueError(bad("query", f"a number of heads that the key's {key.shape[axis]} divide", f"{count} heads"))
-    group = count // key.shape[axis]
-    query, key = query.take(wanted, axis=axis), key.take(wanted // group, axis=axis)
+    if query.ndim < 3:
+        raise ValueError(bad("heads", "None where the query has no heads axis", "a selection", "attention_weights"))
+    if key.ndim > 2:
+        if not key.shape[axis] or count % key.shape[axis]:
+            raise ValueError(bad("query", f"a number of heads that the key's {key.shape[axis]} divide", f"{count} heads"))
+        key = key.take(wanted // (count // key.shape[axis]), axis=axis)
+    query = query.take(wanted, axis=axis)
     return query, key, [_take(x, wanted, -1) for x in per_head], [_take(x, wanted, -3) for x in dense]
 
 
