@@ -44,6 +44,7 @@ setup(
     ext_modules=cythonize(
         [
             extension("_kernels", sorted(glob("src/*.c"))),
+            extension("_workers", []),
             extension("_plan", []),
             extension("_tile", []),
             extension("_attention", []),

@@ -10,11 +10,9 @@ from qkvc._kernels cimport QKVC_MAX_VECS, Kernels
 from qkvc._plan cimport Plan, Problem, make_plan
 from qkvc._tile cimport (
     Block,
-    Job,
     Scratch,
     Tile,
     get,
-    interrupted,
     lay_out,
     look,
     note_allowed,
@@ -25,6 +23,7 @@ from qkvc._tile cimport (
     start,
     sweep,
 )
+from qkvc._workers cimport Job, interrupted
 
 cdef extern from "fpenv.h" nogil:
     uint64_t qkvc_fp_enter()
@@ -33,7 +32,7 @@ cdef extern from "fpenv.h" nogil:
 
 cdef void walk(Job *job, Scratch *s, const Tile *t, int worker, bint careful) noexcept nogil:
     """One tile of queries against every block of keys it may see."""
-    cdef const Problem *p = job.problem
+    cdef const Problem *p = <const Problem *>job.problem
     cdef const Kernels *kn = p.kernels
     cdef int Dv = <int>p.Dv
     cdef int[QKVC_MAX_VECS] depth
@@ -59,7 +58,7 @@ cdef void walk(Job *job, Scratch *s, const Tile *t, int worker, bint careful) no
 cdef void attend(void *context, Py_ssize_t task, int worker) noexcept nogil:
     """One task of the pool: walk a tile, and write it."""
     cdef Job *job = <Job *>context
-    cdef const Problem *p = job.problem
+    cdef const Problem *p = <const Problem *>job.problem
     cdef Scratch *s = scratch_of(job, worker)
     cdef uint64_t environment
     cdef Tile t

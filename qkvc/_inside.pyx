@@ -15,11 +15,9 @@ from qkvc._kernels cimport QKVC_MAX_VECS
 from qkvc._plan cimport Plan, Problem, cut, make_plan
 from qkvc._tile cimport (
     Block,
-    Job,
     Scratch,
     Tile,
     get,
-    interrupted,
     lay_out,
     look,
     note_allowed,
@@ -30,6 +28,7 @@ from qkvc._tile cimport (
     start,
     sweep,
 )
+from qkvc._workers cimport Job, interrupted
 
 cdef extern from "fpenv.h" nogil:
     uint64_t qkvc_fp_enter()
@@ -40,7 +39,7 @@ cdef double LN_2 = 0.6931471805599453
 
 cdef void find_sums(Job *job, Scratch *s, const Tile *t, int worker) noexcept nogil:
     """The forward pass without values: m and l of every query, then factor and lse."""
-    cdef const Problem *p = job.problem
+    cdef const Problem *p = <const Problem *>job.problem
     cdef int[QKVC_MAX_VECS] depth
     cdef Block b
     cdef int64_t i
@@ -84,7 +83,7 @@ cdef void write_block(const Problem *p, Scratch *s, const Tile *t, const int *de
 cdef void write_rows(void *context, Py_ssize_t task, int worker) noexcept nogil:
     """One task of the pool: the scores or weights of a tile."""
     cdef Job *job = <Job *>context
-    cdef const Problem *p = job.problem
+    cdef const Problem *p = <const Problem *>job.problem
     cdef const Matrix *to = <const Matrix *>job.extra
     cdef Scratch *s = scratch_of(job, worker)
     cdef int[QKVC_MAX_VECS] depth
@@ -196,7 +195,7 @@ cdef void take_lse(const Problem *p, Scratch *s, const Tile *t, const Summary *t
 
 
 cdef void summarise_tile(Job *job, Scratch *s, const Tile *t, int worker, double *mass) noexcept nogil:
-    cdef const Problem *p = job.problem
+    cdef const Problem *p = <const Problem *>job.problem
     cdef const Summary *to = <const Summary *>job.extra
     cdef int[QKVC_MAX_VECS] depth
     cdef Py_ssize_t row
@@ -257,7 +256,7 @@ cdef void weigh_top(const Problem *p, Scratch *s, Py_ssize_t lane, const Summary
 cdef void summarise_stripe(void *context, Py_ssize_t task, int worker) noexcept nogil:
     """One task of the pool: a quarter of a head's tiles, in order, because key_mass adds over them."""
     cdef Job *job = <Job *>context
-    cdef const Problem *p = job.problem
+    cdef const Problem *p = <const Problem *>job.problem
     cdef const Summary *to = <const Summary *>job.extra
     cdef Scratch *s = scratch_of(job, worker)
     cdef Py_ssize_t head = task // STRIPES, stripe = task % STRIPES, i

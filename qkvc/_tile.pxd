@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint8_t
 
 from qkvc._kernels cimport QKVC_BLOCK, Task
 from qkvc._plan cimport Plan, Problem
+from qkvc._workers cimport Job
 
 cdef enum:
     MAX_TILE = 64  # lanes of the widest tile, 48 on AVX-512
@@ -34,15 +35,6 @@ ctypedef struct Scratch:
     const void *bias_row[MAX_TILE]
     const uint8_t *mask_row[MAX_TILE]
     void *out[MAX_TILE]
-
-ctypedef struct Job:
-    const Problem *problem
-    void *extra        # what a sweep wants besides
-    char *memory
-    size_t per_worker
-    bint pollable      # the caller is Python's main thread, and the job is long
-    int64_t polled
-    bint cancelled
 
 ctypedef struct Tile:
     int vecs, queries
@@ -76,7 +68,6 @@ cdef inline void put(const Problem *p, void *x, Py_ssize_t i, double value) noex
 cdef Scratch *scratch_of(const Job *job, int worker) noexcept nogil
 cdef Tile lay_out(const Problem *p, Scratch *s, Py_ssize_t task) noexcept nogil
 cdef void start(const Problem *p, Scratch *s) noexcept nogil
-cdef bint interrupted(Job *job, int worker) noexcept nogil
 cdef bint look(const Problem *p, Scratch *s, const Tile *t, int64_t index, int *depth, Block *b) noexcept nogil
 cdef void score(const Problem *p, Scratch *s, const Tile *t, const int *depth, const Block *b) noexcept nogil
 cdef void note_allowed(const Problem *p, Scratch *s, const Tile *t, const int *depth, const Block *b) noexcept nogil

@@ -6,30 +6,13 @@ says; only the kernels compute with many of them.
 
 from libc.math cimport INFINITY, NAN, exp2, log2
 from libc.stdint cimport int64_t, uint8_t
-from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from threading import get_ident, main_thread
-
-from qkvc._kernels cimport Kernels, Task, run
+from qkvc._kernels cimport Kernels, Task
 from qkvc._plan cimport Plan, Problem, View
-
-cdef extern from "stdlib.h" nogil:
-    void *aligned_alloc(size_t alignment, size_t size)
-
-cdef extern from *:
-    """
-    static void *qkvc_swap(void **slot, void *mine) { return __atomic_exchange_n(slot, mine, __ATOMIC_ACQ_REL); }
-    static int qkvc_signals(void) { return PyErr_CheckSignals(); }
-    static int qkvc_pending(void) { return PyErr_Occurred() ? -1 : 0; }
-    """
-    void *qkvc_swap(void **slot, void *mine) nogil
-    int qkvc_signals()            # -1: a Python signal handler raised, and the exception is set
-    int qkvc_pending() except -1  # raises what qkvc_signals left set
+from qkvc._workers cimport Job, hire, perform, share_of, slot
 
 cdef double LN_2 = 0.6931471805599453
-cdef int64_t POLL_NS = 50_000_000  # Ctrl-C is looked for this often; the promise is 200 ms
 
 
 # ----------------------------------------------------------------------------------------------------------------------- the queries
@@ -275,48 +258,7 @@ cdef void settle(const Problem *p, Scratch *s, const Tile *t) noexcept nogil:
             s.lse[i] = (top + log2(l)) * LN_2
 
 
-# -------------------------------------------------------------------------------------------------------------------- time and signals
-
-cdef int64_t now_ns() noexcept nogil:
-    cdef timespec t
-    clock_gettime(CLOCK_MONOTONIC, &t)
-    return <int64_t>t.tv_sec * 1_000_000_000 + t.tv_nsec
-
-
-cdef void poll(Job *job) noexcept nogil:
-    """Has the user pressed Ctrl-C?"""
-    cdef int64_t now = now_ns()
-    if now - job.polled < POLL_NS:
-        return
-    job.polled = now
-    with gil:
-        if qkvc_signals() != 0:
-            job.cancelled = True
-
-
-cdef bint interrupted(Job *job, int worker) noexcept nogil:
-    if worker == 0 and job.pollable:
-        poll(job)
-    return job.cancelled
-
-
-cdef void idle(void *context) noexcept nogil:
-    cdef Job *job = <Job *>context
-    if job.pollable and not job.cancelled:
-        poll(job)
-
-
 # ------------------------------------------------------------------------------------------------------------------ scratch and threads
-
-cdef size_t padded(size_t bytes) noexcept nogil:
-    return (bytes + 63) // 64 * 64
-
-
-cdef char *slot(char *memory, size_t *at, size_t bytes) noexcept nogil:
-    cdef char *start = memory + at[0]
-    at[0] += padded(bytes)
-    return start
-
 
 cdef size_t carve(const Problem *p, char *memory) noexcept nogil:
     """Lay a worker's Scratch out in its share of the memory, and say how large that is; without memory, only say it.
@@ -325,7 +267,8 @@ cdef size_t carve(const Problem *p, char *memory) noexcept nogil:
     """
     cdef Scratch measured
     cdef Scratch *s = <Scratch *>memory if memory != NULL else &measured
-    cdef size_t row = p.kernels.lanes * p.kernels.vecs * p.item, keys = min(p.Lk, W), at = padded(sizeof(Scratch))
+    cdef size_t row = p.kernels.lanes * p.kernels.vecs * p.item, keys = min(p.Lk, W), at = 0
+    slot(memory, &at, sizeof(Scratch))
     s.QT = slot(memory, &at, row * p.D)
     s.O = slot(memory, &at, row * p.Dv)
     s.S = slot(memory, &at, row * keys)
@@ -338,50 +281,14 @@ cdef size_t carve(const Problem *p, char *memory) noexcept nogil:
 
 
 cdef Scratch *scratch_of(const Job *job, int worker) noexcept nogil:
-    return <Scratch *>(job.memory + worker * job.per_worker)
-
-
-# One piece of scratch is kept between calls: fresh pages would cost a small call more than its arithmetic.  Who finds it takes it; others
-# allocate.  Its first 64 bytes hold its size.
-cdef void *spare = NULL
-
-
-cdef char *take_memory(size_t bytes) noexcept nogil:
-    """64-byte aligned, or NULL."""
-    cdef char *memory = <char *>qkvc_swap(&spare, NULL)
-    if memory != NULL and (<size_t *>memory)[0] >= bytes:
-        return memory
-    free(memory)
-    memory = <char *>aligned_alloc(64, padded(bytes + 64))
-    if memory != NULL:
-        (<size_t *>memory)[0] = bytes
-    return memory
-
-
-cdef void return_memory(char *memory) noexcept nogil:
-    free(qkvc_swap(&spare, memory))
+    return <Scratch *>share_of(job, worker)
 
 
 cdef int sweep(Plan plan, Task task, Py_ssize_t tasks, void *extra) except -1:
     cdef const Problem *p = &plan.problem
     cdef int workers = <int>min(tasks, p.threads), i
     cdef Job job
-    cdef char *memory
-    job.problem = p
-    job.extra = extra
-    job.per_worker = carve(p, NULL)
-    memory = take_memory(workers * job.per_worker)
-    if memory == NULL:
-        raise MemoryError(f"attention: {workers * job.per_worker} bytes of scratch")
-    job.memory = memory + 64
-    job.cancelled = False
-    job.pollable = 4.0 * p.batch * p.heads * p.Lq * p.Lk * (p.D + p.Dv) > 1e9 and get_ident() == main_thread().ident
-    job.polled = now_ns() if job.pollable else 0
-    with nogil:
-        for i in range(workers):
-            carve(p, job.memory + i * job.per_worker)
-        run(task, idle, &job, tasks, p.threads)
-        return_memory(memory)
-    if job.cancelled:
-        qkvc_pending()
-    return 0
+    hire(&job, p, extra, workers, carve(p, NULL), 4.0 * p.batch * p.heads * p.Lq * p.Lk * (p.D + p.Dv), "attention")
+    for i in range(workers):
+        carve(p, share_of(&job, i))
+    return perform(&job, task, tasks, p.threads)

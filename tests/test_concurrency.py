@@ -227,6 +227,7 @@ LONG_CALLS = {
     "wholly masked": "q, k = np.ones((1, 1, 1), np.float32), np.broadcast_to(np.float32(1), (1, 2**36, 1)); "
     "options = dict(mask=np.broadcast_to(np.bool_(False), (1, 2**36)))",
     "one thread": "q, k = np.ones((8, 65536, 64), np.float32), np.ones((1, 65536, 64), np.float32); options = dict(num_threads=1)",
+    "projection": "x = np.broadcast_to(np.float32(1), (1, 2**36)); call = lambda: project(x, x)",
 }
 
 
@@ -236,13 +237,15 @@ def test_ctrl_c(call: str) -> None:
     code = f"""
 import time
 import numpy as np, qkvc
+from qkvc._linear import project
 options = {{}}
+call = lambda: qkvc.attention(q, k, k, **options)
 {LONG_CALLS[call]}
 small = np.random.default_rng(0).standard_normal((4, 200, 64), dtype=np.float32)
 expected = qkvc.attention(small, small, small, num_threads=2).tobytes()
 print("ready", flush=True)
 try:
-    qkvc.attention(q, k, k, **options)
+    call()
     print("finished", flush=True)
 except KeyboardInterrupt:
     print(time.monotonic(), flush=True)

@@ -139,10 +139,10 @@ def test_public_names() -> None:
 
 # Which test holds which source: the file of the same name, or the one named here.
 HELD_BY = {
-    "functional": "attention", "_attention": "attention", "_plan": "bad_input", "_coerce": "bad_input", "_kernels": "kernels",
-    "_softmax": "softmax", "_linear": "linear", "config": "kernels", "_cpu": "concurrency", "_console": "cli", "__main__": "cli",
-    "plot": "demo", "__init__": "repository", "models/__init__": "models", "models/minilm": "models",
-    "integrations/__init__": "concurrency", "integrations/threadpools": "concurrency",
+    "functional": "attention", "_attention": "attention", "_tile": "attention", "_plan": "bad_input", "_coerce": "bad_input",
+    "_kernels": "kernels", "_softmax": "softmax", "_linear": "linear", "_workers": "memory", "_inside": "inside", "config": "kernels",
+    "_cpu": "concurrency", "_console": "cli", "__main__": "cli", "plot": "demo", "__init__": "repository", "models/__init__": "models",
+    "models/minilm": "models", "integrations/__init__": "concurrency", "integrations/threadpools": "concurrency",
 }  # fmt: skip
 
 
