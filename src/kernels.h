@@ -1,4 +1,4 @@
-/* The contract between the tile loop (qkvc/_attention.pyx) and the micro-kernels.
+/* The contract between the tile loop (qkvc/_attention.pyx, _tile.pyx) and the micro-kernels.
  *
  * A tile is a set of queries, one per vector lane.  Everything that belongs to it lies in panels: rows of `tile` reals, one column per
  * query, the first `vecs * lanes` of them in use.  src/README.md has the picture; docs/arithmetic.md fixes the order of every sum.
