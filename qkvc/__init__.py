@@ -21,6 +21,7 @@ from qkvc.functional import (
     split_heads,
 )
 from qkvc.inside import AttentionStats, attention_scores, attention_stats, attention_weights
+from qkvc.multihead import MultiHeadAttention
 
 __version__ = _version("qkvc")
 
@@ -30,6 +31,7 @@ if "threadpoolctl" in _sys.modules:
 __all__ = [
     "AttentionOutput",
     "AttentionStats",
+    "MultiHeadAttention",
     "attention",
     "attention_scores",
     "attention_stats",

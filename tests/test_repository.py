@@ -141,8 +141,9 @@ def test_public_names() -> None:
 HELD_BY = {
     "functional": "attention", "_attention": "attention", "_tile": "attention", "_plan": "bad_input", "_coerce": "bad_input",
     "_kernels": "kernels", "_softmax": "softmax", "_linear": "linear", "_workers": "memory", "_inside": "inside", "config": "kernels",
-    "_cpu": "concurrency", "_console": "cli", "__main__": "cli", "plot": "demo", "__init__": "repository", "models/__init__": "models",
-    "models/minilm": "models", "integrations/__init__": "concurrency", "integrations/threadpools": "concurrency",
+    "_cpu": "concurrency", "_console": "cli", "__main__": "cli", "plot": "demo", "_forms": "forms", "_weights": "multihead",
+    "__init__": "repository", "models/__init__": "models", "models/minilm": "models",
+    "integrations/__init__": "concurrency", "integrations/threadpools": "concurrency",
 }  # fmt: skip
 
 

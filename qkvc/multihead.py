@@ -1,0 +1,299 @@
+"""The layer around attention: W_Q, W_K, W_V, the heads, W_O."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qkvc._coerce import _as_array, bad, check_out, shape_text
+from qkvc._linear import project
+from qkvc._weights import WHO, Weights
+from qkvc.functional import AttentionOutput, attention, attention_with_lse, merge_attention
+from qkvc.inside import attention_weights
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+    Array = NDArray[Any]
+
+
+class MultiHeadAttention(Weights):
+    """Multi-head attention, forward: every head projects its own queries, keys and values, and W_O mixes what they bring back.
+
+    Parameters
+    ----------
+    embed_dim : int
+        E, the width of queries and of the result.
+    num_heads : int
+        H.
+    num_kv_heads : int, optional
+        H_kv, a divisor of `num_heads` (grouped-query attention); default `num_heads`.
+    head_dim : int, optional
+        D, the width of a head; default ``embed_dim / num_heads``.
+    kdim, vdim : int, optional
+        Widths of `key` and `value`; default `embed_dim`.
+    qkv_bias, out_bias : bool, default True
+        Do the projections into and out of the heads add a bias?
+    extra_kv : bool, default False
+        A learned key and value that every query may attend to, whatever the mask (`bias_k` and `bias_v` of torch).
+    dtype : {"float32", "float64"}
+        Of the weights, the inputs and the result.
+    rng : numpy.random.Generator or int, optional
+        Where the initial weights come from.
+
+    Attributes
+    ----------
+    q_weight, k_weight, v_weight : ndarray, shapes (H * D, E), (H_kv * D, kdim), (H_kv * D, vdim)
+        As in torch.nn.Linear, (out_features, in_features).  Views of one array where the widths are the same, so that self-attention
+        is one projection.  Change them in place: ``m.q_weight[...] = w``.
+    q_bias, k_bias, v_bias : ndarray, shapes (H * D,), (H_kv * D,), (H_kv * D,), or None
+    out_weight : ndarray, shape (E, H * D)
+    out_bias : ndarray, shape (E,), or None
+    extra_key, extra_value : ndarray, shape (H_kv, D), or None
+
+    Raises
+    ------
+    ValueError, TypeError
+        Sizes that do not fit together; the message names the argument, what came and what was wanted.
+
+    Notes
+    -----
+    Initial weights are torch's (`MultiheadAttention._reset_parameters`): Xavier uniform (Glorot & Bengio, 2010) over the stacked input
+    weights, or over each where their widths differ; U(-1/sqrt(n), 1/sqrt(n)) with n = H * D for the output weight (He et al., 2015, with
+    the gain of torch.nn.Linear); zeros for the biases; N(0, 1 / (H_kv * D)) for the extra key and value.
+
+    References
+    ----------
+    Vaswani et al., "Attention Is All You Need" (2017), section 3.2.2.  Ainslie et al., "GQA" (2023), for `num_kv_heads`.
+
+    Examples
+    --------
+    >>> import numpy as np, qkvc
+    >>> m = qkvc.MultiHeadAttention(512, 4, rng=0)
+    >>> m
+    MultiHeadAttention(embed_dim=512, num_heads=4)  # heads of 128, float32, 1,050,624 parameters
+    >>> x = np.ones((4, 16, 512), np.float32)
+    >>> m(x).shape, m.heads(x).shape, m.contributions(x).shape, m.weights(x).shape
+    ((4, 16, 512), (4, 4, 16, 128), (4, 4, 16, 512), (4, 4, 16, 16))
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        kdim: int | None = None,
+        vdim: int | None = None,
+        qkv_bias: bool = True,
+        out_bias: bool = True,
+        extra_kv: bool = False,
+        dtype: DTypeLike = "float32",
+        rng: np.random.Generator | int | None = None,
+    ) -> None:
+        self._allocate(embed_dim, num_heads, num_kv_heads, head_dim, kdim, vdim, qkv_bias, out_bias, extra_kv, dtype)
+        self._initialise(rng)
+
+    def __repr__(self) -> str:
+        defaults = {"num_kv_heads": self.num_heads, "head_dim": self.embed_dim / self.num_heads}
+        defaults |= dict.fromkeys(("kdim", "vdim"), self.embed_dim) | {"qkv_bias": True, "out_bias": True, "extra_kv": False}
+        given = {name: value for name, value in self._options().items() if name in defaults and value != defaults[name]}
+        arguments = {"embed_dim": self.embed_dim, "num_heads": self.num_heads} | given
+        arguments |= {} if self.dtype == np.float32 else {"dtype": str(self.dtype)}
+        inside = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        return f"{WHO}({inside})  # heads of {self.head_dim}, {self.dtype}, {self.num_parameters():,} parameters"
+
+    def __call__(
+        self,
+        query: ArrayLike,
+        key: ArrayLike | None = None,
+        value: ArrayLike | None = None,
+        *,
+        out: Array | None = None,
+        num_threads: int | None = None,
+        **options: Any,
+    ) -> Array:
+        """What each token takes from the others.
+
+        Parameters
+        ----------
+        query : array_like, shape (..., L, E)
+            In the module's dtype, as are all three.  Leading axes are the batch and broadcast.
+        key : array_like, shape (..., S, kdim), optional
+            Default `query`: self-attention.
+        value : array_like, shape (..., S, vdim), optional
+            Default `key`.
+        out : ndarray, shape (..., L, E), optional
+            Where to write the result.  It may not share memory with an input.
+        num_threads : int, optional
+            As of `qkvc.attention`.
+        **options
+            `mask`, `bias`, `causal`, `q_offset`, `window`, `key_lengths`, `alibi_slopes`, `sinks`, `softcap`, `scale` and `head_scale`, as
+            of `qkvc.attention`: a mask broadcasts to (..., H, L, S), and True in it means *may attend*, where torch.nn.MultiheadAttention
+            means the opposite: ``mask=~attn_mask``, ``mask=~key_padding_mask[:, None, None, :]``.
+
+        Returns
+        -------
+        ndarray, shape (..., L, E)
+            A query that may attend to nothing gets the output's bias, where torch gives NaN.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Arrays or options that do not fit; nothing has been written.
+        """
+        inputs = self._inputs(query, key, value)
+        if out is not None:
+            batch = np.broadcast_shapes(*(x.shape[:-2] for x in inputs))
+            named = dict(zip(("query", "key", "value"), inputs, strict=True))
+            check_out(out, (*batch, *inputs[0].shape[-2:]), named, WHO, self.dtype)
+        heads = self._attend(self._project(inputs, num_threads), num_threads, options)
+        return self._output(heads, out, num_threads)
+
+    def heads(
+        self,
+        query: ArrayLike,
+        key: ArrayLike | None = None,
+        value: ArrayLike | None = None,
+        *,
+        num_threads: int | None = None,
+        **options: Any,
+    ) -> Array:
+        """What each head brings back, before W_O: (..., H, L, D).  Arguments as of a call; `concat_heads` of it is a view."""
+        projected = self._project(self._inputs(query, key, value), num_threads)
+        return self._attend(projected, num_threads, options).swapaxes(-3, -2)
+
+    def contributions(
+        self,
+        query: ArrayLike,
+        key: ArrayLike | None = None,
+        value: ArrayLike | None = None,
+        *,
+        num_threads: int | None = None,
+        **options: Any,
+    ) -> Array:
+        """What each head adds to the result, (..., H, L, E): their sum and the output's bias are what a call returns.
+
+        Arguments as of a call.
+        """
+        heads = self.heads(query, key, value, num_threads=num_threads, **options)
+        result = np.empty((*heads.shape[:-1], self.embed_dim), self.dtype)
+        for h, weight in enumerate(self.W_O):
+            project(heads[..., h, :, :], weight, None, result[..., h, :, :], num_threads)
+        return result
+
+    def weights(self, query: ArrayLike, key: ArrayLike | None = None, *, num_threads: int | None = None, **options: Any) -> Array:
+        """How much each query of each head takes of each key: (..., H, L, S).
+
+        Parameters
+        ----------
+        query, key
+            As of a call.
+        **options
+            As of `qkvc.attention_weights`: those of a call without `head_scale`, and `heads` and `queries` to choose some of them.
+
+        Returns
+        -------
+        ndarray, shape (..., H, L, S); with an extra key (..., H, L, S + 1), it being the last
+        """
+        q, k = self._project(self._inputs(query, key, parts=2), num_threads)
+        weights = attention_weights(q, k, layout="blhd", num_threads=num_threads, **self._checked(options, attention_weights))
+        if self.extra_key is None:
+            return weights
+        choice = [options.pop(name, slice(None)) for name in ("heads", "queries")]
+        whole, extra = self._with_extra([q, k, k], num_threads, options)
+        total = np.logaddexp(whole.lse, extra.lse)
+        shares = (np.exp(part.lse - total)[..., choice[0], :][..., choice[1], np.newaxis] for part in (whole, extra))
+        return np.concatenate([next(shares) * weights, next(shares)], axis=-1)
+
+    def project(
+        self, query: ArrayLike, key: ArrayLike | None = None, value: ArrayLike | None = None, *, num_threads: int | None = None
+    ) -> tuple[Array, Array, Array]:
+        """Queries, keys and values of all heads, (..., L, H, D) and (..., S, H_kv, D) twice, for `qkvc.attention(..., layout="blhd")`.
+
+        Arguments as of a call.  Splitting the heads moves nothing: they are views of as few products as the inputs allow.
+        """
+        query, key, value = self._project(self._inputs(query, key, value), num_threads)
+        return query, key, value
+
+    def output(self, heads: ArrayLike, *, num_threads: int | None = None) -> Array:
+        """W_O and its bias on what the heads brought back: (..., H, L, D) to (..., L, E).
+
+        ``m.output(m.heads(x))`` is ``m(x)``; what is done to the heads between is an experiment with them.
+        """
+        array = self._real("heads", heads)
+        if array.ndim < 3 or (array.shape[-3], array.shape[-1]) != (self.num_heads, self.head_dim):
+            raise ValueError(bad("heads", f"shape (..., {self.num_heads}, L, {self.head_dim})", shape_text(array), WHO))
+        return self._output(array.swapaxes(-3, -2), None, num_threads)
+
+    def _real(self, name: str, x: Any) -> Array:
+        array = _as_array(name, x, WHO)
+        if array.dtype.newbyteorder("=") != self.dtype:
+            raise TypeError(bad(name, f"{self.dtype}, as the weights are (see astype)", str(array.dtype), WHO))
+        return array.astype(self.dtype, copy=False)
+
+    def _inputs(self, query: Any, key: Any, value: Any = None, parts: int = 3) -> list[Array]:
+        """The first `parts` of the three, checked; what was given twice is the same object twice."""
+        if key is None and value is not None:
+            raise TypeError(bad("key", "an array, as value is one", "None", WHO))
+        key = query if key is None else key
+        value = key if value is None else value
+        arrays: list[Array] = []
+        for name, x, width in (("query", query, self.embed_dim), ("key", key, self.kdim), ("value", value, self.vdim))[:parts]:
+            array = next((a for a, given in zip(arrays, (query, key), strict=False) if given is x), None)
+            array = self._real(name, x) if array is None else array
+            if array.ndim < 2 or array.shape[-1] != width:
+                raise ValueError(bad(name, f"shape (..., length, {width})", shape_text(array), WHO))
+            arrays.append(array)
+        if arrays[1].shape[-2] != arrays[-1].shape[-2]:
+            raise ValueError(bad("value", f"{arrays[1].shape[-2]} tokens, as key has", shape_text(arrays[-1]), WHO))
+        try:
+            np.broadcast_shapes(*(array.shape[:-2] for array in arrays))
+        except ValueError:
+            shapes = ", ".join(str(array.shape) for array in arrays)
+            raise ValueError(bad("query, key and value", "batches that broadcast", f"shapes {shapes}", WHO)) from None
+        return arrays
+
+    def _project(self, inputs: list[Array], num_threads: int | None) -> list[Array]:
+        """Their heads, (..., L, H, D): one product for neighbours that are the same array."""
+        heads = []
+        for _, run in groupby(range(len(inputs)), lambda part: id(inputs[part]) if len(self._weights) == 1 else part):
+            first, *_, last = *(members := list(run)), members[-1] + 1
+            weight, bias = self._rows(first, last)
+            product = project(inputs[first], weight, bias, None, num_threads)
+            counts = self._heads[first:last]
+            split = product.reshape(*product.shape[:-1], sum(counts), self.head_dim)
+            heads += np.split(split, np.cumsum(counts[:-1]), axis=-2)
+        return heads
+
+    def _checked(self, options: dict[str, Any], function: Any) -> dict[str, Any]:
+        allowed = function.__kwdefaults__.keys() - {"layout", "out", "num_threads"}
+        if unknown := options.keys() - allowed:
+            raise TypeError(bad("options", f"some of {', '.join(sorted(allowed))}", ", ".join(sorted(unknown)), WHO))
+        return options
+
+    def _attend(self, projected: list[Array], num_threads: int | None, options: dict[str, Any]) -> Array:
+        """What the heads bring back, (..., L, H, D)."""
+        options = self._checked(options, attention)
+        if self.extra_key is None:
+            return attention(*projected, layout="blhd", num_threads=num_threads, **options)
+        parts = self._with_extra(projected, num_threads, options)
+        return merge_attention([part.out for part in parts], [part.lse for part in parts], layout="blhd").out
+
+    def _with_extra(
+        self, projected: list[Array], num_threads: int | None, options: dict[str, Any]
+    ) -> tuple[AttentionOutput, AttentionOutput]:
+        """Attention to the keys, and to the extra key, which no position, mask or sink concerns."""
+        query, key, value = projected
+        whole = attention_with_lse(query, key, value, layout="blhd", num_threads=num_threads, **options)
+        own = {name: options[name] for name in ("scale", "softcap", "head_scale") if name in options}
+        extra = [x[np.newaxis] for x in (self.extra_key, self.extra_value) if x is not None]
+        alone = attention_with_lse(query, *extra, layout="blhd", num_threads=num_threads, **own)
+        return whole, AttentionOutput(np.broadcast_to(alone.out, whole.out.shape), np.broadcast_to(alone.lse, whole.lse.shape))
+
+    def _output(self, heads: Array, out: Array | None, num_threads: int | None) -> Array:
+        concatenated = heads.reshape(*heads.shape[:-2], self.num_heads * self.head_dim)
+        return project(concatenated, self.out_weight, self.out_bias, out, num_threads)
