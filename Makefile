@@ -6,7 +6,7 @@ PY      = $(VENV)/bin/python
 PIP     = $(PY) -m pip install --quiet --disable-pip-version-check
 NATIVE  = $(wildcard src/*.c src/*.h qkvc/*.pyx qkvc/*.pxd) setup.py pyproject.toml
 CFLAGS  = -std=gnu11 -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wextra -Wno-psabi -Isrc
-KERNELS = src/dispatch.c $(wildcard src/*_f32.c)
+KERNELS = src/dispatch.c $(wildcard src/*_f32.c src/*_f64.c)
 
 .DEFAULT_GOAL := help
 .PRECIOUS: $(VENV)/%

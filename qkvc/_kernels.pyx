@@ -108,12 +108,18 @@ def pool_started():
 
 # ------------------------------------------------------------------------------------------------------------- tests and benchmarks
 
-def exp2(const float[::1] x not None):
-    """The exp2 of the set in use over a contiguous float32 array, for the tests."""
-    result = np.empty(x.shape[0], np.float32)
-    cdef float[::1] out = result
-    if x.shape[0]:
-        active.exp2(&x[0], x.shape[0], &out[0])
+cdef const Kernels *kernels_of(dtype) except NULL:
+    """The set in use, for numpy.float32 or numpy.float64."""
+    return active.float64 if np.dtype(dtype) == np.float64 else active
+
+
+def exp2(x):
+    """The exp2 of the set in use over a contiguous float32 or float64 array, for the tests."""
+    result = np.empty(x.shape, x.dtype)
+    cdef const unsigned char[::1] source = x.view(np.uint8)
+    cdef unsigned char[::1] out = result.view(np.uint8)
+    if x.size:
+        kernels_of(x.dtype).exp2(&source[0], x.size, &out[0])
     return result
 
 
@@ -125,19 +131,22 @@ cdef struct Roof:
 
 cdef void roof_task(void *context, Py_ssize_t task, int worker) noexcept nogil:
     cdef Roof *roof = <Roof *>context
-    cdef float[64] sink
+    cdef double[32] sink
     cdef int i
-    for i in range(64):
-        sink[i] = <float>1e-3
+    for i in range(32):
+        if roof.kernels.size == sizeof(double):
+            sink[i] = 1e-3
+        else:
+            (<float *>sink)[i] = <float>1e-3
     roof.flops[task] = roof.kernels.fma_loop(roof.steps, sink)
 
 
-def fma_peak(int num_threads, double seconds=0.1):
+def fma_peak(int num_threads, double seconds=0.1, dtype=np.float32):
     """GFLOP/s of FMAs that touch no memory, by the set in use: the roof that speeds are measured against."""
     cdef Roof roof
     cdef int threads = as_threads(num_threads, "fma_peak: num_threads")
     cdef double start, end
-    roof.kernels = active
+    roof.kernels = kernels_of(dtype)
     roof.steps = 1 << 12
     while True:
         start = perf_counter()

@@ -3,12 +3,11 @@
 
 #ifdef QKVC_X86 /* on other machines this file is empty */
 TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
-#define REAL float
-#define DTYPE "float32"
 #define NAME "avx512"
-#define NARROW &qkvc_avx2_f32
-#define FLOAT64 0
 #define TABLE qkvc_avx512_f32
+#define NARROW &qkvc_avx2_f32
+#define FLOAT64 qkvc_avx512_f64
+#include "float32.h"
 #include "vec_avx512.h"
 #include "kernels_body.h"
 TARGET_END

@@ -41,6 +41,9 @@ const struct qkvc_kernels *const *qkvc_kernel_sets(int *count)
     if (has_avx2(xcr0)) better[m++] = &qkvc_avx2_f32;
     if (has_avx512(xcr0)) better[m++] = &qkvc_avx512_f32;
 #endif
+#ifdef QKVC_NEON
+    better[m++] = &qkvc_neon_f32;
+#endif
     while (m > 0) sets[n++] = better[--m]; /* best first; every caller writes the same values */
     *count = n;
     return sets;

@@ -1,28 +1,23 @@
 /* Exponentials: exp2 of the attention kernels, and softmax of one long row.  Part of kernels_body.h, in the vocabulary of vec_*.h. */
 
-/* 2^r for |r| <= 1/2, relative error 2.0e-9 before rounding; c0 is 1, so that exp2(0) is 1 exactly.  Degree 5 reached 2.6 ULP, 6 reaches
- * 1 (minimax by Lawson's iteration with c0 held; checked over every float by tests/c/exp2_all.c). */
+/* (2^r - 1) / r for |r| <= 1/2 */
 static INLINE vec v_exp2_tail(vec r)
 {
-    vec p = v_set1(1.5353362e-4f);
-    p = v_fma_once(p, r, v_set1(1.3398875e-3f));
-    p = v_fma_once(p, r, v_set1(9.618437e-3f));
-    p = v_fma_once(p, r, v_set1(5.5503324e-2f));
-    p = v_fma_once(p, r, v_set1(2.4022648e-1f));
-    return v_fma_once(p, r, v_set1(6.931472e-1f));
+    static const REAL c[] = {EXP2_TAIL};
+    vec p = v_set1(c[0]);
+    UNROLL for (unsigned i = 1; i < sizeof c / sizeof *c; ++i) p = v_fma_once(p, r, v_set1(c[i]));
+    return p;
 }
-static INLINE vec v_exp2_poly(vec r) { return v_fma_once(v_exp2_tail(r), r, v_set1(1.0f)); }
+static INLINE vec v_exp2_poly(vec r) { return v_fma_once(v_exp2_tail(r), r, v_set1(1)); }
 static INLINE vec v_exp2m1_poly(vec r) { return v_mul(v_exp2_tail(r), r); }
 
-#define ROUNDER 12582912.0f /* 1.5 * 2^23: adding it leaves the nearest integer in the low bits, where v_scale reads it */
-
-/* 2^x for -126 <= x <= 0; +0 below; NaN stays NaN, whatever its payload: v_scale would add the payload to the exponent, so lanes that
+/* 2^x for LOWEST <= x <= 0; +0 below; NaN stays NaN, whatever its payload: v_scale would add the payload to the exponent, so lanes that
  * are not in the domain take max(0, x), which is 0 for numbers and x for NaN. */
 static INLINE vec v_exp2(vec x)
 {
     vec u = v_add(x, v_set1(ROUNDER));
     vec r = v_sub(x, v_sub(u, v_set1(ROUNDER)));
-    return v_select(v_le(v_set1(-126.0f), x), v_scale(v_exp2_poly(r), u), v_max(v_set1(0), x));
+    return v_select(v_le(v_set1(LOWEST), x), v_scale(v_exp2_poly(r), u), v_max(v_set1(0), x));
 }
 
 static void exp2_array(const void *x, ptrdiff_t n, void *out)
@@ -35,11 +30,11 @@ static void exp2_array(const void *x, ptrdiff_t n, void *out)
 
 /* ------------------------------------------------------------------------------------------------- softmax of one long row */
 
-/* e^(x - max) = 2^n p.  x - max is kept to its last bit (TwoDiff, Knuth 1969) and log2(e) is two floats, because an error of half an ulp
- * of x - max, at 80, would be 30 ULP of the result. */
+/* e^(x - max) = 2^n p.  x - max is kept to its last bit (TwoDiff, Knuth 1969) and log2(e) is two numbers, because an error of half an
+ * ulp of x - max, at 80 in float32, would be 30 ULP of the result. */
 static INLINE vec exp_parts(vec x, vec max, vec *n)
 {
-    const vec high = v_set1(1.442695f), rest = v_set1((REAL)(1.4426950408889634 - 1.442695f));
+    const vec high = v_set1(LOG2_E_HIGH), rest = v_set1(LOG2_E_LOW);
     vec d = v_sub(x, max), back = v_sub(d, x);
     vec error = v_sub(v_sub(x, v_sub(d, back)), v_add(max, back));
     vec t = v_mul(d, high);
@@ -52,9 +47,9 @@ static INLINE vec exp_parts(vec x, vec max, vec *n)
 static INLINE vec exp_scaled(vec x, vec max, vec factor)
 {
     vec n, p = v_mul(exp_parts(x, max, &n), factor);
-    vec normal = v_max(v_set1(-126), n), rest = v_sub(n, normal); /* 2^n in two steps: the first is a normal number */
+    vec normal = v_max(v_set1(LOWEST), n), rest = v_sub(n, normal); /* 2^n in two steps: the first is a normal number */
     vec y = v_mul(v_mul(p, v_scale(v_set1(1), v_add(normal, v_set1(ROUNDER)))), v_scale(v_set1(1), v_add(rest, v_set1(ROUNDER))));
-    return v_select(v_lt(v_sub(x, max), v_set1(-105)), v_mul(v_set1(0), factor), y);
+    return v_select(v_lt(v_sub(x, max), v_set1(VANISHING)), v_mul(v_set1(0), factor), y);
 }
 
 static void row_max(const void *x, ptrdiff_t n, void *partial)

@@ -20,13 +20,13 @@
 #define QKVC_MAX_VECS 3
 
 struct qkvc_kernels {
-    const char *name;  /* "avx512", "avx2", "portable" */
-    const char *dtype; /* "float32" */
+    const char *name;  /* "avx512", "avx2", "neon", "portable" */
+    const char *dtype; /* "float32", "float64" */
     int size;          /* bytes of a real */
     int lanes;         /* queries per vector */
     int vecs;          /* most vectors per tile; tile = lanes * vecs */
     const struct qkvc_kernels *narrow; /* a set with the same bits and half the lanes, for when these would lie empty; or NULL */
-    const struct qkvc_kernels *float64; /* the same instruction set for float64; that one points to itself */
+    const struct qkvc_kernels *float64; /* the same instructions for float64; a float64 set names itself */
 
     /* panel[c][lane] = rows[lane][c * col] * scale for c < cols.  rows has vecs * lanes pointers, all of them readable. */
     void (*pack)(const void *const *rows, ptrdiff_t col, int cols, double scale, int vecs, void *panel);
@@ -93,9 +93,10 @@ struct qkvc_kernels {
     double (*fma_loop)(ptrdiff_t steps, void *sink);
 };
 
-extern const struct qkvc_kernels qkvc_avx512_f32, qkvc_avx2_f32, qkvc_portable_f32;
+extern const struct qkvc_kernels qkvc_avx512_f32, qkvc_avx2_f32, qkvc_neon_f32, qkvc_portable_f32;
+extern const struct qkvc_kernels qkvc_avx512_f64, qkvc_avx2_f64, qkvc_neon_f64, qkvc_portable_f64;
 
-/* The sets this CPU and operating system can run, best first, portable last; *count says how many. */
+/* The float32 sets this CPU and operating system can run, best first, portable last; *count says how many. */
 const struct qkvc_kernels *const *qkvc_kernel_sets(int *count);
 
 #endif

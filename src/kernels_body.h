@@ -7,7 +7,7 @@
  *
  * The order of every sum is part of the contract: docs/arithmetic.md.  Contraction is off, an FMA is spelled v_fma.
  *
- * Expects REAL, TABLE, NAME and one vec_*.h.
+ * Expects NAME, TABLE, NARROW and FLOAT64, then float32.h or float64.h, and one vec_*.h.
  */
 #include "kernels.h"
 
@@ -23,7 +23,7 @@ enum { SEGMENT = 16, LINE = 64 / sizeof(REAL) }; /* terms a chain: docs/arithmet
 _Static_assert(ROWS * VECS + VECS + 1 <= VREGS && ROWS_1 + 2 <= VREGS, "the tile spills");
 _Static_assert(VECS <= QKVC_MAX_VECS && ROWS == 4 && (ROWS_1 == 8 || ROWS_1 == 4), "COVER expects these");
 
-static const REAL INFINITE = (REAL)__builtin_huge_val(), LARGEST = __FLT_MAX__;
+static const REAL INFINITE = (REAL)__builtin_huge_val();
 
 static INLINE int least(int a, int b) { return a < b ? a : b; }
 static INLINE int larger(int a, int b) { return a > b ? a : b; }
@@ -387,11 +387,11 @@ static double fma_loop(ptrdiff_t steps, void *sink)
 const struct qkvc_kernels TABLE = {
     .name = NAME,
     .dtype = DTYPE,
-    .size = sizeof(REAL),
+    .size = REAL_SIZE,
     .lanes = LANES,
     .vecs = VECS,
     .narrow = NARROW,
-    .float64 = FLOAT64,
+    .float64 = &FLOAT64,
     .pack = pack,
     .mask = mask,
     .scores = scores,

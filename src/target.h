@@ -15,4 +15,6 @@
 
 #if defined(__x86_64__)
 #define QKVC_X86 1
+#elif defined(__aarch64__) /* where NEON is part of the base, so that its files need no region */
+#define QKVC_NEON 1
 #endif

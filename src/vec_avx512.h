@@ -1,72 +1,96 @@
-/* AVX-512 (F, BW, DQ, VL), float: 16 lanes, 32 registers.
+/* AVX-512 (F, BW, DQ, VL): 16 floats or 8 doubles, 32 registers.
  * Tile: 4 rows x 3 vectors = 12 chains + 12 sums of chains + 3 panel vectors + 1 broadcast = 28 of 32 registers; 12 FMAs, which take 12
  * cycles, for 7 loads a step. */
 #include <immintrin.h>
 
-#define LANES 16
+#if REAL_SIZE == 4
+typedef __m512 vec;
+typedef __mmask16 vmask;
+#define V(op) _mm512_##op##_ps
+#define V_MASK(op) _mm512_##op##_ps_mask
+#define V_INT(op) _mm512_##op##_epi32
+#else
+typedef __m512d vec;
+typedef __mmask8 vmask;
+#define V(op) _mm512_##op##_pd
+#define V_MASK(op) _mm512_##op##_pd_mask
+#define V_INT(op) _mm512_##op##_epi64
+#endif
+
+#define LANES (64 / REAL_SIZE)
 #define VREGS 32
 #define VECS 3
 #define ROWS 4
 #define ROWS_1 8 /* with one vector; 8 chains are twice what the FMA's latency of 4 needs */
 
-typedef __m512 vec;
-typedef __mmask16 vmask;
-
-static INLINE vec v_set1(float a) { return _mm512_set1_ps(a); }
-static INLINE vec v_load(const float *p) { return _mm512_loadu_ps(p); }
-static INLINE void v_store(float *p, vec a) { _mm512_storeu_ps(p, a); }
-static INLINE vec v_load_n(const float *p, int n) { return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }
-static INLINE void v_store_n(float *p, vec a, int n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), a); }
+static INLINE vec v_set1(REAL a) { return V(set1)(a); }
+static INLINE vec v_load(const REAL *p) { return V(loadu)(p); }
+static INLINE void v_store(REAL *p, vec a) { V(storeu)(p, a); }
+static INLINE vec v_load_n(const REAL *p, int n) { return V(maskz_loadu)((vmask)((1u << n) - 1), p); }
+static INLINE void v_store_n(REAL *p, vec a, int n) { V(mask_storeu)(p, (vmask)((1u << n) - 1), a); }
 static INLINE vec v_load_bytes(const uint8_t *p)
 {
+#if REAL_SIZE == 4
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)));
+#else
+    return _mm512_cvtepi32_pd(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+#endif
 }
 
-static INLINE vec v_add(vec a, vec b) { return _mm512_add_ps(a, b); }
-static INLINE vec v_sub(vec a, vec b) { return _mm512_sub_ps(a, b); }
-static INLINE vec v_mul(vec a, vec b) { return _mm512_mul_ps(a, b); }
-static INLINE vec v_div(vec a, vec b) { return _mm512_div_ps(a, b); }
-static INLINE vec v_fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
+static INLINE vec v_add(vec a, vec b) { return V(add)(a, b); }
+static INLINE vec v_sub(vec a, vec b) { return V(sub)(a, b); }
+static INLINE vec v_mul(vec a, vec b) { return V(mul)(a, b); }
+static INLINE vec v_div(vec a, vec b) { return V(div)(a, b); }
+static INLINE vec v_fma(vec a, vec b, vec c) { return V(fmadd)(a, b, c); }
 #define v_fma_once v_fma
-static INLINE vec v_max(vec a, vec b) { return _mm512_max_ps(a, b); } /* b if either is NaN */
+static INLINE vec v_max(vec a, vec b) { return V(max)(a, b); } /* b if either is NaN */
 
-static INLINE vmask v_lt(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
-static INLINE vmask v_le(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
-static INLINE vmask v_eq(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
-static INLINE vmask v_ne(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ); }
+static INLINE vmask v_lt(vec a, vec b) { return V_MASK(cmp)(a, b, _CMP_LT_OQ); }
+static INLINE vmask v_le(vec a, vec b) { return V_MASK(cmp)(a, b, _CMP_LE_OQ); }
+static INLINE vmask v_eq(vec a, vec b) { return V_MASK(cmp)(a, b, _CMP_EQ_OQ); }
+static INLINE vmask v_ne(vec a, vec b) { return V_MASK(cmp)(a, b, _CMP_NEQ_UQ); }
 static INLINE vec v_select(vmask m, vec a, vec b) /* as integers: v_scale folds into a masked add, softmax 11.3 -> 11.1 cycles a vector */
 {
-    return _mm512_castsi512_ps(_mm512_mask_blend_epi32(m, _mm512_castps_si512(b), _mm512_castps_si512(a)));
+    return (vec)V_INT(mask_blend)(m, (__m512i)b, (__m512i)a);
 }
-static INLINE float v_sum(vec a) { return _mm512_reduce_add_ps(a); }
+static INLINE REAL v_sum(vec a) { return V(reduce_add)(a); }
 static INLINE int v_any(vmask m) { return m != 0; }
 
-/* p * 2^n, where u = n + 1.5 * 2^23 has n in its low bits */
-static INLINE vec v_scale(vec p, vec u)
-{
-    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(u), 23)));
-}
+/* p * 2^n, where u = n + ROUNDER has n in its low bits */
+static INLINE vec v_scale(vec p, vec u) { return (vec)V_INT(add)((__m512i)p, V_INT(slli)((__m512i)u, MANTISSA)); }
+
+#define UNPACK(half, a, b) (vec)_mm512_unpack##half##_pd((__m512d)(a), (__m512d)(b))
+#define QUARTERS(a, b, which) (vec)_mm512_shuffle_f32x4((__m512)(a), (__m512)(b), which)
 
 static INLINE void v_transpose(vec t[LANES])
 {
+    enum { STEP = LANES / 4 };
     vec s[LANES];
+#if REAL_SIZE == 4
     for (int i = 0; i < 16; i += 2) { /* pairs of floats */
         s[i] = _mm512_unpacklo_ps(t[i], t[i + 1]);
         s[i + 1] = _mm512_unpackhi_ps(t[i], t[i + 1]);
     }
     for (int i = 0; i < 16; i += 4) { /* quads: t[i + c] holds column c of every 4x4 block of rows i .. i+3 */
-        t[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(s[i]), _mm512_castps_pd(s[i + 2])));
-        t[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(s[i]), _mm512_castps_pd(s[i + 2])));
-        t[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(s[i + 1]), _mm512_castps_pd(s[i + 3])));
-        t[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(s[i + 1]), _mm512_castps_pd(s[i + 3])));
+        t[i] = UNPACK(lo, s[i], s[i + 2]);
+        t[i + 1] = UNPACK(hi, s[i], s[i + 2]);
+        t[i + 2] = UNPACK(lo, s[i + 1], s[i + 3]);
+        t[i + 3] = UNPACK(hi, s[i + 1], s[i + 3]);
     }
-    for (int c = 0; c < 4; ++c) { /* 4x4 transpose of the 128-bit quarters */
-        vec a = _mm512_shuffle_f32x4(t[c], t[c + 4], 0x88), b = _mm512_shuffle_f32x4(t[c], t[c + 4], 0xdd);
-        vec d = _mm512_shuffle_f32x4(t[c + 8], t[c + 12], 0x88), e = _mm512_shuffle_f32x4(t[c + 8], t[c + 12], 0xdd);
-        s[c] = _mm512_shuffle_f32x4(a, d, 0x88);
-        s[c + 4] = _mm512_shuffle_f32x4(b, e, 0x88);
-        s[c + 8] = _mm512_shuffle_f32x4(a, d, 0xdd);
-        s[c + 12] = _mm512_shuffle_f32x4(b, e, 0xdd);
+#else
+    for (int i = 0; i < 8; i += 2) { /* pairs of doubles */
+        vec first = UNPACK(lo, t[i], t[i + 1]);
+        t[i + 1] = UNPACK(hi, t[i], t[i + 1]);
+        t[i] = first;
     }
-    for (int i = 0; i < 16; ++i) t[i] = s[i];
+#endif
+    for (int c = 0; c < STEP; ++c) { /* 4x4 transpose of the 128-bit quarters */
+        vec a = QUARTERS(t[c], t[c + STEP], 0x88), b = QUARTERS(t[c], t[c + STEP], 0xdd);
+        vec d = QUARTERS(t[c + 2 * STEP], t[c + 3 * STEP], 0x88), e = QUARTERS(t[c + 2 * STEP], t[c + 3 * STEP], 0xdd);
+        s[c] = QUARTERS(a, d, 0x88);
+        s[c + STEP] = QUARTERS(b, e, 0x88);
+        s[c + 2 * STEP] = QUARTERS(a, d, 0xdd);
+        s[c + 3 * STEP] = QUARTERS(b, e, 0xdd);
+    }
+    for (int i = 0; i < LANES; ++i) t[i] = s[i];
 }

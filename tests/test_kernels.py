@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,16 +88,75 @@ def test_exp2_keeps_nan(isa: str) -> None:
             assert_same_bits(np.delete(got, lane), np.delete(expected, lane))
 
 
-def test_exp2_of_any_length(isa: str) -> None:
+# --- exp2 of float64 -------------------------------------------------------------------------------------------------------------------
+
+
+def doubles(rng: np.random.Generator, n: int) -> Iterator[NDArray[np.float64]]:
+    """From the whole domain, from where weights are large, of every magnitude, and around each place where an integer part changes."""
+    yield -rng.uniform(0, 1022, n)
+    yield -rng.uniform(0, 2, n)
+    yield -(2.0 ** rng.uniform(-60, 10, n)).clip(0, 1022)
+    steps = np.arange(0, 1022, 0.5)[:, None] * (1 + np.arange(-8, 9) * 2.0**-52)
+    yield -steps.ravel()
+
+
+def worst_ulp_of_float64(rng: np.random.Generator, n: int) -> float:
+    """Against long double, which has eleven bits more."""
+    assert np.finfo(np.longdouble).nmant >= 63
+    worst = 0.0
+    for x in doubles(rng, n):
+        exact = np.exp2(x.astype(np.longdouble))
+        error = np.abs(_kernels.exp2(x) - exact) / np.spacing(exact.astype(np.float64))
+        worst = max(worst, float(error.max()))
+    return worst
+
+
+def test_exp2_of_float64_is_within_one_ulp(isa: str, rng: np.random.Generator, figures: list[str]) -> None:
+    worst = worst_ulp_of_float64(rng, 400_000)
+    figures.append(f"exp2, {isa}, float64: largest error {worst:.3f} ULP of 1.2 million arguments")
+    assert worst <= 1
+
+
+@pytest.mark.full
+def test_exp2_of_float64_is_within_one_ulp_often(isa: str, rng: np.random.Generator, figures: list[str]) -> None:
+    worst = max(worst_ulp_of_float64(rng, 1_000_000) for _ in range(35))
+    figures.append(f"exp2, {isa}, float64: largest error {worst:.3f} ULP of 105 million arguments")
+    assert worst <= 1
+
+
+def test_exp2_of_float64_at_its_ends(isa: str) -> None:
+    ones = np.array([0.0, -0.0, -5e-324, -1e-300, -1e-17])
+    np.testing.assert_array_equal(_kernels.exp2(ones), 1, "exp2 of nearly 0 is exactly 1")
+    np.testing.assert_array_equal(_kernels.exp2(-np.arange(1023.0)), 2.0 ** -np.arange(1023.0), "powers of two are exact")
+    below = np.array([np.nextafter(-1022, -np.inf), -1022.5, -1023, -1100, -1e10, -1.7e308, -np.inf])
+    assert_same_bits(_kernels.exp2(below), np.zeros(7), "below the domain +0")
+
+
+def test_exp2_of_float64_keeps_nan(isa: str) -> None:
+    payloads = np.array([0x7FF8, 0x7FF0_0000_0000_0001, 0x7FFF_FFFF_FFFF_FFFF, 0xFFF0_0000_0000_0001, 0xFFFF_FFFF_FFFF_FFFF], np.uint64)
+    payloads[0] <<= np.uint64(48)
+    for n in range(1, 40):
+        x = -np.arange(n, dtype=np.float64)
+        expected = _kernels.exp2(x)
+        for lane in range(n):
+            hit = x.copy()
+            hit.view(np.uint64)[lane] = payloads[lane % 5]
+            got = _kernels.exp2(hit)
+            assert np.isnan(got[lane])
+            assert_same_bits(np.delete(got, lane), np.delete(expected, lane))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_exp2_of_any_length(isa: str, dtype: Any) -> None:
     """Remainders compute what full vectors compute."""
-    x = -np.abs(np.random.default_rng(1).standard_normal(300, dtype=np.float32)) * 20
+    x = (-np.abs(np.random.default_rng(1).standard_normal(300)) * 20).astype(dtype)
     whole = _kernels.exp2(x)
     for n in (*range(70), 127, 255):
         assert_same_bits(_kernels.exp2(x[:n]), whole[:n], f"{n} numbers")
 
 
-def test_exp2_is_the_same_in_every_set_with_fma() -> None:
-    x = negatives(0, PATTERNS, 9973)
+@pytest.mark.parametrize("x", [negatives(0, PATTERNS, 9973), -np.linspace(0, 1022, 100_003)], ids=["float32", "float64"])
+def test_exp2_is_the_same_in_every_set_with_fma(x: NDArray[Any]) -> None:
     results = {}
     for name in qkvc.kernels():
         with qkvc.use_kernels(name):
@@ -170,6 +230,7 @@ def test_an_unknown_qkvc_isa_is_an_import_error_that_says_so() -> None:
         assert word in printed
 
 
-def test_fma_peak_counts_something() -> None:
-    one = _kernels.fma_peak(1, 0.02)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_fma_peak_counts_something(dtype: Any) -> None:
+    one = _kernels.fma_peak(1, 0.02, dtype)
     assert 0.1 < one < 10_000

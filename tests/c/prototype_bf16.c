@@ -15,12 +15,12 @@
 #include <cpuid.h>
 
 TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")
-#define REAL float
-#define DTYPE "float32"
 #define NAME "prototype"
 #define NARROW NULL
+#define FLOAT64 qkvc_avx512_f64
 #define TABLE prototype_f32
 #include "prototype.h"
+#include "float32.h"
 #include "vec_avx512.h"
 #include "kernels_body.h"
 

@@ -1,0 +1,14 @@
+/* The micro-kernels for float64 in AVX2 and FMA. */
+#include "target.h"
+
+#ifdef QKVC_X86 /* on other machines this file is empty */
+TARGET_BEGIN("avx2,fma")
+#define NAME "avx2"
+#define TABLE qkvc_avx2_f64
+#define NARROW NULL
+#define FLOAT64 qkvc_avx2_f64
+#include "float64.h"
+#include "vec_avx2.h"
+#include "kernels_body.h"
+TARGET_END
+#endif

@@ -1,0 +1,12 @@
+/* The micro-kernels for float32 in NEON. */
+#include "target.h"
+
+#ifdef QKVC_NEON /* on other machines this file is empty */
+#define NAME "neon"
+#define TABLE qkvc_neon_f32
+#define NARROW NULL
+#define FLOAT64 qkvc_neon_f64
+#include "float32.h"
+#include "vec_neon.h"
+#include "kernels_body.h"
+#endif
