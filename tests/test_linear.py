@@ -11,18 +11,25 @@ from numpy.typing import NDArray
 import qkvc
 from qkvc._linear import project
 
-from .support import MEMORY, assert_refused, assert_same_bits, normal
+from .support import MEMORY, assert_refused, assert_same_bits
 from .test_guard_pages import Guarded
 
-UNIT_ROUNDOFF = 2.0**-24
 TOKENS = (0, 1, 17, 47, 48, 49, 1000)
 SIZES = ((1, 1), (7, 5), (16, 48), (64, 64), (127, 33), (129, 130), (300, 1), (0, 9), (9, 0), (1100, 40), (24, 1600))  # E, N
 
-Operands = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+Real = type[np.floating[Any]]
+Operands = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 
 
-def linear(rng: np.random.Generator, leading: tuple[int, ...], E: int, N: int) -> Operands:
-    return normal(rng, *leading, E), normal(rng, N, E), normal(rng, N)
+@pytest.fixture(params=[np.float32, np.float64])
+def real(request: pytest.FixtureRequest) -> Real:
+    """Every dtype that there are kernels for."""
+    return request.param
+
+
+def linear(rng: np.random.Generator, leading: tuple[int, ...], E: int, N: int, real: Real) -> Operands:
+    x, weight, bias = (rng.standard_normal(shape, dtype=real) for shape in ((*leading, E), (N, E), (N,)))
+    return x, weight, bias
 
 
 def roundings(E: int) -> int:
@@ -32,37 +39,36 @@ def roundings(E: int) -> int:
 
 def assert_linear(got: NDArray[Any], x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None, what: object = "") -> None:
     """Within the worst that the roundings of docs/arithmetic.md, clause 7, can do to each element."""
-    wide = [np.asarray(a, np.float64) for a in (x, weight, 0.0 if bias is None else bias)]
-    with np.errstate(invalid="ignore"):
-        expected = wide[0] @ wide[1].T + wide[2]
-        bound = 2 * roundings(x.shape[-1]) * UNIT_ROUNDOFF * (np.abs(wide[0]) @ np.abs(wide[1]).T + np.abs(wide[2]))
-    assert got.dtype == np.float32
+    wide = np.float64 if x.dtype == np.float32 else np.longdouble
+    x, weight, bias = (np.asarray(a, wide) for a in (x, weight, 0.0 if bias is None else bias))
+    expected = x @ weight.T + bias
+    bound = roundings(x.shape[-1]) * np.finfo(got.dtype).eps * (np.abs(x) @ np.abs(weight).T + np.abs(bias))
     assert got.shape == expected.shape
-    finite = np.isfinite(expected)
-    assert (np.isnan(got) == np.isnan(expected)).all(), what
-    assert (np.abs(got - expected)[finite] <= bound[finite]).all(), what
+    assert (np.abs(got - expected) <= bound).all(), what
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
-def test_numbers(isa: str, rng: np.random.Generator, tokens: int) -> None:
+def test_numbers(isa: str, rng: np.random.Generator, real: Real, tokens: int) -> None:
     for E, N in SIZES:
-        x, weight, bias = linear(rng, (tokens,), E, N)
-        assert_linear(project(x, weight, bias), x, weight, bias, f"{E} -> {N}")
+        x, weight, bias = linear(rng, (tokens,), E, N, real)
+        got = project(x, weight, bias)
+        assert got.dtype == real
+        assert_linear(got, x, weight, bias, f"{E} -> {N}")
         assert_linear(project(x, weight), x, weight, None, f"{E} -> {N} without bias")
 
 
-def test_leading_axes(isa: str, rng: np.random.Generator) -> None:
+def test_leading_axes(isa: str, rng: np.random.Generator, real: Real) -> None:
     for leading in ((), (0, 3), (5,), (2, 3), (3, 1, 20), (2, 3, 4, 5)):
-        x, weight, bias = linear(rng, leading, 20, 30)
+        x, weight, bias = linear(rng, leading, 20, 30, real)
         got = project(x, weight, bias)
         assert_linear(got, x, weight, bias, leading)
         assert got.flags.c_contiguous
         assert got.flags.owndata
 
 
-def test_memory(isa: str, rng: np.random.Generator) -> None:
+def test_memory(isa: str, rng: np.random.Generator, real: Real) -> None:
     """Any strides of any operand, the transposed weight of GPT-2 among them, and not a bit moves."""
-    x, weight, bias = linear(rng, (3, 21), 150, 70)
+    x, weight, bias = linear(rng, (3, 21), 150, 70, real)
     expected = project(x, weight, bias)
     for name, place in MEMORY.items():
         if name != "other byte order":
@@ -78,20 +84,20 @@ def test_memory(isa: str, rng: np.random.Generator) -> None:
     assert_same_bits(project(x, np.broadcast_to(weight[:1], weight.shape)), project(x, weight[:1].repeat(70, 0)), "one row for all")
 
 
-def test_out(isa: str, rng: np.random.Generator) -> None:
+def test_out(isa: str, rng: np.random.Generator, real: Real) -> None:
     """Any strides; and nothing is written beside it, as where Q, K and V share an array."""
-    x, weight, bias = linear(rng, (2, 50), 40, 35)
+    x, weight, bias = linear(rng, (2, 50), 40, 35, real)
     expected = project(x, weight, bias)
     for name in ("contiguous", "fortran", "gaps on every axis", "padded rows", "reversed", "rows outermost"):
-        out = MEMORY[name](np.full(expected.shape, np.nan, np.float32))
+        out = MEMORY[name](np.full(expected.shape, np.nan, real))
         assert project(x, weight, bias, out) is out
         assert_same_bits(out, expected, name)
-    wide = np.full((2, 50, 105), np.nan, np.float32)
+    wide = np.full((2, 50, 105), np.nan, real)
     project(x, weight, bias, out=wide[..., 35:70])
     assert_same_bits(wide[..., 35:70], expected, "a slice")
     assert np.isnan(wide[..., :35]).all()
     assert np.isnan(wide[..., 70:]).all()
-    heads = np.empty((2, 7, 50, 5), np.float32)
+    heads = np.empty((2, 7, 50, 5), real)
     parts = np.moveaxis(project(x, weight, bias).reshape(2, 50, 7, 5), 2, 1)
     for h in range(7):
         project(x, weight[5 * h : 5 * h + 5], bias[5 * h : 5 * h + 5], heads[:, h])
@@ -99,10 +105,10 @@ def test_out(isa: str, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 300, 2000), (5, 768, 700), (130, 200, 300), (1000, 64, 64)], ids=str)
-def test_threads_and_neighbours(isa: str, rng: np.random.Generator, shape: tuple[int, int, int]) -> None:
+def test_threads_and_neighbours(isa: str, rng: np.random.Generator, real: Real, shape: tuple[int, int, int]) -> None:
     """Bits depend on E alone: not on threads, on the number of tokens, nor on how many rows the weight has."""
     tokens, E, N = shape
-    x, weight, bias = linear(rng, (tokens,), E, N)
+    x, weight, bias = linear(rng, (tokens,), E, N, real)
     expected = project(x, weight, bias, num_threads=1)
     for threads in (1, 2, 3, 7):
         for _ in range(5):
@@ -115,12 +121,43 @@ def test_threads_and_neighbours(isa: str, rng: np.random.Generator, shape: tuple
         assert_same_bits(project(x, weight[:n], bias[:n]), expected[:, :n], f"rows to {n}")
 
 
-def test_kernel_sets_with_fma_agree(rng: np.random.Generator) -> None:
+def in_order(x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any], fused: bool) -> NDArray[np.float32]:
+    """Clause 7 of docs/arithmetic.md, step by step: small integers in float64 are exact, so that each step rounds once, to float32."""
+
+    def rounded(a: NDArray[Any]) -> NDArray[np.float64]:
+        return a.astype(np.float32).astype(np.float64)
+
+    E = x.shape[1]
+    x, weight = x.astype(np.float64), weight.astype(np.float64)
+    total = np.zeros((len(x), len(weight)))
+    for block in range(0, E, 128):
+        end = min(block + 128, E)
+        of_block = np.zeros_like(total)
+        for segment in range(block, end, 16):
+            chain = np.zeros_like(total)
+            for e in range(segment, min(segment + 16, end)):
+                product = x[:, e, np.newaxis] * weight[:, e]
+                chain = rounded((product if fused else rounded(product)) + chain)
+            of_block = rounded(of_block + chain)
+        total = rounded(total + of_block)
+    return rounded(total + bias).astype(np.float32)
+
+
+@pytest.mark.parametrize("E", [1, 15, 16, 17, 127, 128, 130, 1023, 1025, 2200])
+def test_order_of_the_sum(isa: str, rng: np.random.Generator, E: int) -> None:
+    """Integers whose products fill a float32, so that every other order would round otherwise."""
+    x, weight, bias = (rng.integers(-8191, 8192, shape).astype(np.float32) for shape in ((19, E), (23, E), (23,)))
+    expected = in_order(x, weight, bias, fused=isa != "portable")
+    assert_same_bits(project(x, weight, bias), expected, "rows")
+    assert_same_bits(project(x, np.asfortranarray(weight), bias), expected, "columns")
+
+
+def test_kernel_sets_with_fma_agree(rng: np.random.Generator, real: Real) -> None:
     with_fma = [name for name in qkvc.kernels() if name != "portable"]
     if len(with_fma) < 2:
         pytest.skip(f"this CPU runs only {with_fma or 'the portable kernels'}, and two kernel sets with FMA are needed")
     for tokens in TOKENS:
-        x, weight, bias = linear(rng, (tokens,), 300, 77)
+        x, weight, bias = linear(rng, (tokens,), 300, 77, real)
         results = []
         for name in with_fma:
             with qkvc.use_kernels(name):
@@ -129,9 +166,9 @@ def test_kernel_sets_with_fma_agree(rng: np.random.Generator) -> None:
             assert_same_bits(result, results[0], f"{tokens} tokens")
 
 
-def test_poison_stays_where_it_is(isa: str, rng: np.random.Generator) -> None:
+def test_poison_stays_where_it_is(isa: str, rng: np.random.Generator, real: Real) -> None:
     """A token's NaN or infinity reaches that token alone, a weight row's that output alone."""
-    x, weight, bias = linear(rng, (61,), 140, 50)
+    x, weight, bias = linear(rng, (61,), 140, 50, real)
     clean = project(x, weight, bias)
     for bad in (np.nan, np.inf, -np.inf):
         sick = x.copy()
@@ -152,10 +189,10 @@ def test_poison_stays_where_it_is(isa: str, rng: np.random.Generator) -> None:
         assert_same_bits(got[:, 1:], clean[:, 1:], f"{bad} in the bias")
 
 
-def test_exact_where_exact_is_possible(isa: str, rng: np.random.Generator) -> None:
+def test_exact_where_exact_is_possible(isa: str, rng: np.random.Generator, real: Real) -> None:
     """Small integers: every order of the sum gives the same, so every element must be right to the last bit."""
     for tokens, E, N in ((1, 1000, 40), (100, 300, 33), (33, 16, 500)):
-        x, weight, bias = (rng.integers(-8, 9, shape).astype(np.float32) for shape in ((tokens, E), (N, E), (N,)))
+        x, weight, bias = (rng.integers(-8, 9, shape).astype(real) for shape in ((tokens, E), (N, E), (N,)))
         np.testing.assert_array_equal(project(x, weight, bias), x.astype(int) @ weight.T.astype(int) + bias.astype(int))
 
 
@@ -167,14 +204,14 @@ def arena() -> dict[str, Guarded]:
 
 
 @pytest.mark.parametrize("side", ["end", "start"])
-def test_guard_pages(isa: str, arena: dict[str, Guarded], rng: np.random.Generator, side: str) -> None:
-    for n in range(400):
+def test_guard_pages(isa: str, arena: dict[str, Guarded], rng: np.random.Generator, real: Real, side: str) -> None:
+    for n in range(300):
         tokens, E, N = (int(rng.choice(sizes)) for sizes in ((*range(20), 47, 48, 49, 97), range(140), (*range(34), 63, 64, 65, 130)))
-        x, bias = arena["x"].place((tokens, E), np.float32, side), arena["bias"].place((N,), np.float32, side)
-        weight = arena["weight"].place((N, E), np.float32, side) if n % 2 else arena["weight"].place((E, N), np.float32, side).T
+        x, bias = arena["x"].place((tokens, E), real, side), arena["bias"].place((N,), real, side)
+        weight = arena["weight"].place((N, E), real, side) if n % 2 else arena["weight"].place((E, N), real, side).T
         canary = arena["out"].bytes
         canary[:] = 0xA5
-        out = arena["out"].place((tokens, N), np.float32, side)
+        out = arena["out"].place((tokens, N), real, side)
         project(x, weight, bias, out)
         rest = canary[: canary.size - out.nbytes] if side == "end" else canary[out.nbytes :]
         assert (rest == 0xA5).all(), f"{tokens} x {E} -> {N}: written beside out"
@@ -191,7 +228,8 @@ def test_refused() -> None:
         ((x, weight, bias[:4]), ValueError, ("project: bias:", "(5,)", "(4,)")),
         ((x, weight, weight), ValueError, ("project: bias:", "(5, 4)")),
         ((x.astype(np.float16), weight, bias), TypeError, ("project: x:", "float16")),
-        ((x, weight.astype(int), bias), TypeError, ("project: weight:", "int64")),
+        ((x, weight.astype(int), bias), TypeError, ("project: weight:", "float32", "int64")),
+        ((x.astype(np.float64), weight, bias), TypeError, ("project: weight:", "float64", "float32")),
         ((x, weight, bias.astype(">f4")), TypeError, ("project: bias:", ">f4")),
     ):
         assert_refused(lambda a=arguments: project(*a), error, *words)
