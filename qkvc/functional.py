@@ -268,38 +268,37 @@ def merge_attention(outs: Sequence[ArrayLike], lses: Sequence[ArrayLike], *, lay
     return AttentionOutput(out.astype(dtype), lse.astype(dtype))
 
 
-def _rows(who: str, x: ArrayLike, axis: Axis) -> tuple[NDArray[np.float32], tuple[int, ...]]:
+def _rows(who: str, x: ArrayLike, axis: Axis) -> tuple[NDArray[Any], tuple[int, ...]]:
     """x with `axis` moved behind the others, in rows of memory, and the axes that were moved."""
     array = as_real("x", x, who)
-    if array.dtype != np.float32:
-        raise TypeError(bad("x", "float32 (no kernels for other dtypes yet: convert with .astype(numpy.float32))", str(array.dtype), who))
     axes = tuple(range(array.ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
     axes = normalize_axis_tuple(axes, array.ndim, "axis") if array.ndim else ()
     moved = np.moveaxis(array, axes, range(array.ndim - len(axes), array.ndim))
     return np.asarray(moved, order="C"), axes
 
 
-def softmax(x: ArrayLike, axis: Axis = -1, *, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+def softmax(x: ArrayLike, axis: Axis = -1, *, out: NDArray[Any] | None = None) -> NDArray[Any]:
     """exp(x) / sum(exp(x)) along an axis, stable for numbers of any size.
 
     Parameters
     ----------
-    x : array_like of float32, any shape
+    x : array_like of float32 or float64, any shape
+        Integers and bools count as float64.
     axis : int, tuple of int or None, default -1
         Along which the result sums to 1; None is all axes.
-    out : ndarray of float32, shape of x, optional
+    out : ndarray of the dtype of the result, shape of x, optional
         Where to write; it may be x itself.
 
     Returns
     -------
-    ndarray of float32, shape of x
-        Within 4 ULP of the float64 result, denormal numbers included.  NaN in a row, or a row that is all -inf or has +inf, gives NaN,
+    ndarray of the dtype of x, shape of x
+        Computed in it, within 4 ULP, denormal numbers included.  NaN in a row, or a row that is all -inf or has +inf, gives NaN,
         as in `scipy.special.softmax`.
 
     Raises
     ------
     TypeError
-        x is not float32.
+        x is of another dtype.
     ValueError
         An axis that x does not have (numpy.exceptions.AxisError), an `out` that does not fit, or no elements along the axis.
     """
@@ -310,7 +309,7 @@ def softmax(x: ArrayLike, axis: Axis = -1, *, out: NDArray[np.float32] | None = 
     last = tuple(range(rows.ndim - len(axes), rows.ndim))
     result = np.empty_like(rows) if out is None else out
     if out is not None:
-        check_out(out, np.shape(x), {}, "softmax")
+        check_out(out, np.shape(x), {}, "softmax", rows.dtype)
         apart = out.ctypes.data == rows.ctypes.data or not np.may_share_memory(out, rows)
         if axes != last or not out.flags.c_contiguous or not apart:
             result = np.empty_like(rows)
@@ -324,35 +323,37 @@ def softmax(x: ArrayLike, axis: Axis = -1, *, out: NDArray[np.float32] | None = 
     return out
 
 
-def logsumexp(x: ArrayLike, axis: Axis = -1) -> NDArray[np.float32] | np.float32:
+def logsumexp(x: ArrayLike, axis: Axis = -1) -> NDArray[Any] | np.floating[Any]:
     """log(sum(exp(x))) along an axis, stable for numbers of any size.
 
     Parameters
     ----------
-    x : array_like of float32, any shape
+    x : array_like of float32 or float64, any shape
+        Integers and bools count as float64.
     axis : int, tuple of int or None, default -1
         Along which to sum; None is all axes.
 
     Returns
     -------
-    ndarray of float32, shape of x without the axes; a scalar where none is left
-        ``-inf`` where there is nothing to sum, as in `scipy.special.logsumexp`.
+    ndarray of the dtype of x, shape of x without the axes; a scalar where none is left
+        Within 4 ULP of the largest of 1, abs(x) and abs(result).  ``-inf`` where there is nothing to sum, as in
+        `scipy.special.logsumexp`.
 
     Raises
     ------
     TypeError
-        x is not float32.
+        x is of another dtype.
     ValueError
         An axis that x does not have (numpy.exceptions.AxisError).
     """
     rows, axes = _rows("logsumexp", x, axis)
     shape = rows.shape[: rows.ndim - len(axes)]
-    result = np.empty(shape, np.float32)
+    result = np.empty(shape, rows.dtype)
     if rows.size == 0:
         result.fill(-np.inf)
     else:
         logsumexp_rows(rows.reshape(result.size, -1), result.reshape(-1))
-    return result if shape else np.float32(result)
+    return result if shape else result[()]
 
 
 def split_heads(x: ArrayLike, num_heads: int) -> NDArray[Any]:
