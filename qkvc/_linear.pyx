@@ -24,9 +24,8 @@ cdef enum:
     MAX_AXES = 32
     MAX_TILE = 64
     UNIT = 16           # rows of the weight that stay together: whole squares for `store`, whole tiles of rows
-    COLUMNS = 1024      # of x that are packed at a time, whole blocks of clause 7 ...
-    DOWNWARDS = 256     # ... where the weight's columns are far apart: so many lines stay in L2 until the next rows want the rest of them
-                        # (16 tokens, 768 -> 2304: 69 -> 85 % of the FMA peak)
+    COLUMNS = 1024      # of x that are packed at a time, whole blocks of clause 7; 256 where the weight's columns are not adjacent, for so
+    DOWNWARDS = 256     # many lines stay in L2 until the next rows want the rest (16 tokens, 768 -> 2304: 69 -> 85 % of the FMA peak)
     MOST_ROWS = 1536    # of the weight for one task: what bounds scratch, with COLUMNS
     LEAST_ROWS = 128    # so that packing stays cheap beside the arithmetic
     TASKS = 2           # for each thread, so that none waits long for the last
