@@ -103,6 +103,25 @@ print(growth(lambda: qkvc.attention(q, k, v, out=out, num_threads=1)))
     assert 0 < max(grown) < MB
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("weight", ["w", "np.ascontiguousarray(w.T).T", "w[::-1, ::-1]"])
+def test_projections_copy_neither_tokens_nor_weight(weight: str, threads: int) -> None:
+    """16 MB of each, and under a megabyte of scratch for a thread."""
+    printed = run_child(
+        METER
+        + f"""
+from qkvc._linear import project
+x, w = (np.random.default_rng(0).standard_normal((2048, 2048), dtype=np.float32) for _ in range(2))
+w, out = {weight}, np.ones_like(x)
+small = np.ones((40, 300), np.float32)
+project(small, small, out=np.ones((40, 40), np.float32), num_threads={threads})
+print(growth(lambda: project(x, w, out=out, num_threads={threads})))
+""",
+        **EXACT,
+    )
+    assert int(printed) < threads * MB
+
+
 def test_softmax_and_logsumexp_do_not_copy() -> None:
     """One row at a time, or a bounded number of them: no second array of the size of the first."""
     printed = run_child(
