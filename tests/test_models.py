@@ -170,7 +170,7 @@ def test_attention_maps(subject: Model) -> None:
     assert maps.shape == (config["num_hidden_layers"], config["num_attention_heads"], len(tokens), len(tokens))
     states = model.hidden_states(ids, lengths)
     for layer, x, weights in zip(model.layers, states, maps, strict=False):
-        query, key, _ = (np.swapaxes(part, 1, 2).astype(np.float64) for part in layer.project(x))
+        query, key, _ = (np.swapaxes(part, 1, 2).astype(np.float64) for part in layer.attention.project(x))
         scores = query @ np.swapaxes(key, -1, -2) / math.sqrt(query.shape[-1])
         exact = np.exp(scores - scores.max(axis=-1, keepdims=True))
         np.testing.assert_allclose(weights, (exact / exact.sum(axis=-1, keepdims=True))[0], rtol=0, atol=2e-6)
@@ -178,7 +178,7 @@ def test_attention_maps(subject: Model) -> None:
 
 def test_split_heads_copies_nothing(subject: Model) -> None:
     layer, x = subject.model.layers[0], subject.model.hidden_states([[1, 5, 2]], [3])[0]
-    query, key, value = layer.project(x)
+    query, key, value = layer.attention.project(x)
     assert query.shape == (1, 3, subject.config["num_attention_heads"], x.shape[-1] // subject.config["num_attention_heads"])
     assert query.base is key.base is value.base is not None
 
