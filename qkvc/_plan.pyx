@@ -288,8 +288,6 @@ cdef Plan make_plan(object query, object key, object value, object mask, object 
     p.kernels = kernels_in_use()
     if plan.dtype is not FLOAT32:
         p.kernels = p.kernels.float64
-        if p.kernels == NULL:
-            raise TypeError(bad("query", "float32 (no kernels for other dtypes yet: convert with .astype(numpy.float32))", str(plan.dtype)))
     p.Lq, p.heads = length_of(q, row), heads_of(q, head)
     p.Lk, p.kv_heads = length_of(k, row), heads_of(k, head)
     p.D, p.Dv = axis_of(q, 1), axis_of(v, 1) if v != NULL else 0

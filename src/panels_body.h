@@ -26,39 +26,6 @@ static void pack(const void *const *rows_, ptrdiff_t col, int cols, double scale
     }
 }
 
-static void mask(void *S_, const uint8_t *const *rows, ptrdiff_t col, const int *depth, int vecs)
-{
-    const vec masked = v_set1(-INFINITE), zero = v_set1(0);
-    for (int v = 0; v < vecs; ++v, rows += LANES) {
-        REAL *S = (REAL *)S_ + v * LANES;
-        int shared = 1;
-        for (int i = 1; i < LANES; ++i) shared &= rows[i] == rows[0];
-        if (shared) { /* a mask of keys, such as padding */
-            for (int j = 0; j < depth[v]; ++j)
-                if (!rows[0][j * col]) v_store(S + j * TILE, masked);
-            continue;
-        }
-        for (int c = 0; c < depth[v]; c += LANES) {
-            int n = least(depth[v] - c, LANES);
-            vec t[LANES];
-            for (int i = 0; i < LANES; ++i) {
-                uint8_t bytes[LANES] = {0};
-                if (col == 1 && n == LANES)
-                    t[i] = v_load_bytes(rows[i] + c);
-                else {
-                    for (int k = 0; k < n; ++k) bytes[k] = rows[i][(c + k) * col];
-                    t[i] = v_load_bytes(bytes);
-                }
-            }
-            v_transpose(t);
-            for (int k = 0; k < n; ++k) {
-                REAL *s = S + (c + k) * TILE;
-                v_store(s, v_select(v_eq(t[k], zero), masked, v_load(s)));
-            }
-        }
-    }
-}
-
 static int every_finite(const void *O, int Dv, const void *l_, int vecs)
 {
     for (int v = 0; v < vecs; ++v) {
