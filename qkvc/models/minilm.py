@@ -86,6 +86,15 @@ def installed(package: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
+def spread(tokens: Array, present: NDArray[np.bool_]) -> Array:
+    """Tokens (T, ...), one sentence after the other, as (B, L, ...), zeros behind the end of each; a view where none is shorter."""
+    if present.all():
+        return tokens.reshape(*present.shape, *tokens.shape[1:])
+    padded = np.zeros((*present.shape, *tokens.shape[1:]), dtype=np.float32)
+    padded[present] = tokens
+    return padded
+
+
 class Layer:
     """One encoder block: attention, then the feed-forward network, each added to its input and normalised."""
 
@@ -98,8 +107,11 @@ class Layer:
         self.up, self.down = pair("intermediate.dense"), pair("output.dense")
         self.norm_1, self.norm_2 = pair("attention.output.LayerNorm"), pair("output.LayerNorm")
 
-    def __call__(self, x: Array, lengths: NDArray[np.int64]) -> Array:
-        x = layer_norm(x + self.attention(x, key_lengths=lengths), *self.norm_1, self.eps)
+    def __call__(self, x: Array, present: NDArray[np.bool_], lengths: NDArray[np.int64]) -> Array:
+        """Only tokens that exist are projected, (T, E); attention alone sees them as sentences with padding."""
+        query, key, value = (spread(part, present) for part in self.attention.project(x))
+        heads = qkvc.attention(query, key, value, key_lengths=lengths, layout="blhd")[present]
+        x = layer_norm(x + self.attention.output(heads.swapaxes(0, 1)), *self.norm_1, self.eps)
         return layer_norm(x + project(gelu(project(x, *self.up)), *self.down), *self.norm_2, self.eps)
 
 
@@ -177,16 +189,19 @@ class MiniLM:
         return ids, lengths
 
     def _states(self, ids: ArrayLike, lengths: ArrayLike) -> Iterator[Array]:
+        """The vectors of all tokens that exist, (T, 384), one sentence after the other: the embeddings, then the output of each layer."""
         ids, lengths = np.asarray(ids, dtype=np.int64), np.asarray(lengths, dtype=np.int64)
-        x = layer_norm(self.words[ids] + self.positions[: ids.shape[1]], *self.norm, self.eps)
+        present = np.arange(ids.shape[1]) < lengths[:, np.newaxis]
+        x = layer_norm(self.words[ids[present]] + self.positions[present.nonzero()[1]], *self.norm, self.eps)
         yield x
         for layer in self.layers:
-            x = layer(x, lengths)
+            x = layer(x, present, lengths)
             yield x
 
     def hidden_states(self, ids: ArrayLike, lengths: ArrayLike) -> Array:
-        """The token vectors, (7, B, L, 384): the embeddings, then the output of each layer; those of the padding mean nothing."""
-        return np.stack(list(self._states(ids, lengths)))
+        """The token vectors, (7, B, L, 384): the embeddings, then the output of each layer; zeros for the padding."""
+        present = np.arange(np.shape(ids)[1]) < np.asarray(lengths)[:, np.newaxis]
+        return np.stack([spread(x, present) for x in self._states(ids, lengths)])
 
     def encode(self, sentences: Sequence[str], *, batch_size: int = 32) -> Array:
         """One vector of length 1 per sentence, so that their dot products are cosines.
@@ -210,8 +225,7 @@ class MiniLM:
             chunk = order[start : start + batch_size]
             longest = lengths[chunk].max()
             *_, x = self._states(ids[chunk, :longest], lengths[chunk])
-            present = np.arange(longest) < lengths[chunk, None]
-            total = np.einsum("bld,bl->bd", x, present.astype(np.float32))
+            total = np.add.reduceat(x, np.cumsum(lengths[chunk]) - lengths[chunk])
             vectors[chunk] = total / np.linalg.norm(total, axis=-1, keepdims=True)  # the mean's 1/n does not survive the normalisation
         return vectors
 
@@ -220,4 +234,4 @@ class MiniLM:
         ids, lengths = self.tokenize([sentence])
         tokens = [str(self.tokenizer.id_to_token(int(token))) for token in ids[0]]
         inputs = list(self._states(ids, lengths))[:-1]
-        return tokens, np.stack([layer.attention.weights(x, key_lengths=lengths)[0] for layer, x in zip(self.layers, inputs, strict=True)])
+        return tokens, np.stack([layer.attention.weights(x) for layer, x in zip(self.layers, inputs, strict=True)])
