@@ -1,20 +1,16 @@
-"""What is measured: the shapes, their inputs, their useful work and what each must reach."""
+"""What is measured: the shapes and what each must reach."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from functools import cached_property
-from zlib import crc32
-
-import numpy as np
-from numpy.typing import NDArray
-
-Floats = NDArray[np.float32]
+from math import isqrt
 
 ALIGNMENTS = ("top-left", "bottom-right")
-WINDOW = 128  # keys on either side of a query in the "window" mask
+MASKS = ("padding", "window", "random", "bias")
+OPTIONS = ("softcap", "alibi", "sinks")
+BYTES = {"float32": 4, "float64": 8}  # of a number
 
 
 @dataclass(frozen=True)
@@ -24,11 +20,16 @@ class Goal:
     ratio: float | None = None  # median time of the best rival over ours, at least
     peak: float | None = None  # share of the measured FMA peak, at least
     torch_time: float | None = None  # our time over torch's, at most
+    plain: float | None = None  # our time for the useful work over that of plain attention doing as much, at most
 
 
 @dataclass(frozen=True)
 class Case:
-    """One attention problem, float32."""
+    """One problem of attention, or of what is built on it.
+
+    `work` "stats" asks for `attention_stats` instead, "module" for a multi-head layer of width heads x dim on `batch` texts, "model" for
+    the vectors of `batch` sentences of about `queries` tokens.
+    """
 
     batch: int
     heads: int
@@ -38,8 +39,12 @@ class Case:
     keys: int = 0  # 0: as many as queries
     v_dim: int = 0  # 0: as wide as the keys
     causal: str = ""  # "", "top-left" or "bottom-right"
-    mask: str = ""  # "", "padding", "window" or "bias"
+    mask: str = ""  # "" or one of MASKS: an array, whatever its pattern
     layout: str = "bhld"
+    dtype: str = "float32"
+    window: int = 0  # a query sees its own key and so many before it; 0: no window
+    option: str = ""  # "" or one of OPTIONS
+    work: str = "attention"
     kind: str = "given"
     goal: Goal = field(default_factory=Goal)
 
@@ -55,16 +60,33 @@ class Case:
         if self.causal == "bottom-right" and self.queries > self.keys:
             raise ValueError("bottom-right needs at least as many keys as queries, else the first queries see nothing")
 
+        if self.window and self.queries != self.keys:
+            raise ValueError("a window needs as many keys as queries")
+        for what, value, known in (("mask", self.mask, MASKS), ("option", self.option, OPTIONS), ("dtype", self.dtype, tuple(BYTES))):
+            if value and value not in known:
+                raise ValueError(f"{what} must be one of {', '.join(known)}, got {value!r}")
+
     @property
     def name(self) -> str:
         """B x H x L x D, each as query/key (or key/value width) where the two differ, then the options."""
+        if self.work == "module":
+            return f"module {self.batch}x{self.queries}x{self.width}/{self.heads}"
+        if self.work == "model":
+            return f"MiniLM {self.batch} sentence{'s' * (self.batch > 1)}"
         heads, length, width = (
             f"{query}" if query == key else f"{query}/{key}"
             for query, key in ((self.heads, self.kv_heads), (self.queries, self.keys), (self.dim, self.v_dim))
         )
         causal = "causal" if self.causal and self.queries == self.keys else self.causal
-        options = (causal, self.mask, self.layout if self.layout != "bhld" else "")
+        window = f"window {self.window}" if self.window else ""
+        spoken = (x if x != usual else "" for x, usual in ((self.layout, "bhld"), (self.dtype, "float32"), (self.work, "attention")))
+        options = (causal, self.mask, window, self.option, *spoken)
         return " ".join([f"{self.batch}x{heads}x{length}x{width}", *filter(None, options)])
+
+    @property
+    def width(self) -> int:
+        """Of a token: all heads side by side."""
+        return self.heads * self.dim
 
     @property
     def group(self) -> int:
@@ -75,7 +97,8 @@ class Case:
     def sees_all(self) -> bool:
         """Whether every query may attend to every key, so that query heads can be stacked into the query length."""
         last_row_only = self.queries == 1 and self.causal == "bottom-right"
-        return not self.mask and (not self.causal or last_row_only)
+        alike = self.option not in ("alibi", "sinks")  # other numbers for each head
+        return alike and not self.mask and not self.window and (not self.causal or last_row_only)
 
     @property
     def diagonal(self) -> int:
@@ -84,84 +107,30 @@ class Case:
 
     @property
     def bytes(self) -> int:
-        """Least memory traffic: query, key and value read once, the output written once."""
+        """Least memory traffic: inputs (of a module, weights too) read once, the output written once."""
+        if self.work == "module":
+            return BYTES[self.dtype] * self.width * (2 * self.batch * self.queries + 4 * self.width)
         rows = self.heads * self.queries + self.kv_heads * self.keys
-        return 4 * self.batch * rows * (self.dim + self.v_dim)
+        return BYTES[self.dtype] * self.batch * rows * (self.dim + self.v_dim)
+
+    @property
+    def bias_bytes(self) -> int:
+        """A dense bias, which plain attention does not read."""
+        return BYTES[self.dtype] * self.heads * self.queries * self.keys if self.mask == "bias" else 0
 
     @property
     def unit(self) -> str:
-        """The unit that says most: a small call's latency, the rate at which one query reads the cache, or arithmetic."""
+        """The unit that says most: a small call's latency, the rate at which one query reads the cache, arithmetic, or sentences."""
+        if self.work == "model":
+            return "sentences/s"
         if self.batch * self.heads * self.queries * self.keys * (self.dim + self.v_dim) < 2_000_000:
             return "µs"
         return "GB/s" if self.queries == 1 else "GFLOP/s"
 
-
-class Problem:
-    """The arrays of a case, `(B, H, L, D)` whatever lies in memory, and its float64 result."""
-
-    def __init__(self, case: Case) -> None:
-        self.case = case
-        rng = np.random.default_rng(crc32(case.name.encode()))
-        c = case
-        self.query = self._normal(rng, c.heads, c.queries, c.dim)
-        self.key = self._normal(rng, c.kv_heads, c.keys, c.dim)
-        self.value = self._normal(rng, c.kv_heads, c.keys, c.v_dim)
-        self.mask: NDArray[np.bool_] | None = None
-        self.bias: Floats | None = None
-        if c.mask == "padding":  # sentences of half to full length, as a tokenizer pads them
-            lengths = rng.integers(c.keys // 2 + 1, c.keys + 1, size=(c.batch, 1, 1, 1))
-            self.mask = np.arange(c.keys) < lengths
-        elif c.mask == "window":
-            self.mask = (np.abs(np.arange(c.keys) - np.arange(c.queries)[:, None]) <= WINDOW)[None, None]
-        elif c.mask == "bias":  # one table per head, as T5's relative positions
-            self.bias = rng.standard_normal((1, c.heads, c.queries, c.keys), dtype=np.float32)
-        elif c.mask:
-            raise ValueError(f"mask must be padding, window or bias, got {c.mask!r}")
-
-    def _normal(self, rng: np.random.Generator, heads: int, length: int, dim: int) -> Floats:
-        shape = (self.case.batch, heads, length, dim)
-        if self.case.layout == "bhld":
-            return rng.standard_normal(shape, dtype=np.float32)
-        b, h, n, d = shape
-        return rng.standard_normal((b, n, h, d), dtype=np.float32).swapaxes(1, 2)
-
-    @cached_property
-    def allowed(self) -> NDArray[np.bool_]:
-        """Who may attend to whom; broadcasts to (B, H, L_q, L_k)."""
-        c = self.case
-        allowed: NDArray[np.bool_] = np.ones((1, 1, c.queries, c.keys), bool) if self.mask is None else self.mask
-        if c.causal:
-            allowed = allowed & (np.arange(c.keys) <= np.arange(c.queries)[:, None] + c.diagonal)
-        return allowed
-
-    @cached_property
-    def flops(self) -> int:
-        """Useful work: a multiplication and an addition per allowed pair and element of key and value."""
-        c = self.case
-        pairs = np.count_nonzero(np.broadcast_to(self.allowed, (c.batch, 1, c.queries, c.keys)))
-        return 2 * (c.dim + c.v_dim) * c.heads * int(pairs)
-
-    @cached_property
-    def reference(self) -> NDArray[np.float64]:
-        """softmax(QKᵀ/√D + bias)V in float64, in blocks of rows so that 8192² scores fit anywhere."""
-        c = self.case
-        out = np.empty((c.batch, c.heads, c.queries, c.v_dim))
-        allowed = np.broadcast_to(self.allowed, (c.batch, c.heads, c.queries, c.keys))
-        for b, h in np.ndindex(c.batch, c.heads):
-            key, value = (x[b, h // c.group].astype(np.float64) for x in (self.key, self.value))
-            for rows in row_blocks(c.queries, 512):
-                scores = self.query[b, h, rows] @ key.T / np.sqrt(c.dim)
-                if self.bias is not None:
-                    scores += self.bias[0, h, rows]
-                scores = np.where(allowed[b, h, rows], scores, -np.inf)
-                weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-                out[b, h, rows] = weights @ value / weights.sum(axis=-1, keepdims=True)
-        return out
-
-
-def row_blocks(length: int, size: int) -> Iterator[slice]:
-    """Slices of at most `size` rows that cover `length`."""
-    return (slice(i, min(i + size, length)) for i in range(0, length, size))
+    def plain(self, flops: int) -> Case:
+        """Attention without options, as many queries as keys, that does `flops` of useful work."""
+        side = isqrt(flops // (2 * self.batch * self.heads * (self.dim + self.v_dim)))
+        return Case(self.batch, self.heads, side, self.dim, self.kv_heads, v_dim=self.v_dim, layout=self.layout, dtype=self.dtype)
 
 
 CASES: tuple[Case, ...] = (
@@ -180,6 +149,7 @@ CASES: tuple[Case, ...] = (
     Case(4, 12, 1, 64, kind="odd"),
     Case(8, 12, 17, 64, kind="odd"),
     Case(1, 12, 77, 64, causal="top-left", kind="odd"),  # CLIP's text tower
+    Case(4, 16, 257, 80, kind="odd"),  # ViT huge
     Case(1, 16, 577, 64, kind="odd"),  # ViT large at 384 pixels
     Case(1, 8, 1500, 64, kind="odd"),  # Whisper base, encoder
     # Head widths.
@@ -189,10 +159,12 @@ CASES: tuple[Case, ...] = (
     Case(1, 32, 512, 80, causal="top-left", kind="width"),  # Phi-2
     Case(1, 32, 512, 96, causal="top-left", kind="width"),  # Phi-3 mini
     Case(1, 8, 512, 256, kv_heads=1, causal="top-left", kind="width"),  # Gemma 2B
+    Case(1, 8, 512, 256, kind="width"),
     Case(1, 16, 512, 192, v_dim=128, causal="top-left", kind="width"),  # multi-head latent attention, decompressed
     # Groups.
     Case(1, 28, 512, 128, kv_heads=4, causal="top-left", kind="grouped"),  # Qwen2 7B
     Case(1, 64, 256, 128, kv_heads=8, causal="top-left", kind="grouped"),  # Llama 3 70B
+    Case(1, 32, 512, 96, kv_heads=8, kind="grouped"),
     # Few queries against many keys.
     Case(1, 12, 16, 64, keys=4096, kind="few"),
     Case(1, 32, 4, 128, kv_heads=8, keys=4096, causal="bottom-right", kind="few"),  # speculative decoding
@@ -202,9 +174,30 @@ CASES: tuple[Case, ...] = (
     # Options.
     Case(8, 12, 384, 64, mask="padding", kind="option"),
     Case(1, 12, 1024, 64, mask="window", kind="option"),
-    Case(1, 12, 1024, 64, mask="bias", kind="option"),
+    Case(1, 12, 1024, 64, mask="bias", goal=Goal(plain=1.3), kind="option"),
+    Case(1, 12, 1024, 64, mask="random", goal=Goal(plain=1.3), kind="option"),
+    Case(1, 12, 1024, 64, option="softcap", goal=Goal(plain=1.3), kind="option"),  # Gemma 2
+    Case(1, 12, 1024, 64, option="alibi", goal=Goal(plain=1.3), kind="option"),  # BLOOM, MPT
+    Case(1, 12, 1024, 64, option="sinks", goal=Goal(plain=1.3), kind="option"),  # gpt-oss
+    Case(1, 12, 2048, 64, window=256, goal=Goal(plain=1.3), kind="option"),
+    Case(1, 4, 16384, 64, window=256, goal=Goal(plain=1.3), kind="option"),
     Case(2, 12, 512, 64, layout="blhd", kind="option"),
     Case(2, 12, 512, 64, layout="blhd", causal="top-left", kind="option"),
+    # float64.
+    Case(1, 8, 2048, 64, goal=Goal(ratio=1.5), dtype="float64", kind="float64"),
+    Case(1, 12, 1024, 64, goal=Goal(ratio=1.5), causal="top-left", dtype="float64", kind="float64"),
+    Case(8, 12, 128, 64, goal=Goal(ratio=1.5), dtype="float64", kind="float64"),
+    # A look inside.
+    Case(1, 12, 4096, 64, goal=Goal(plain=1.5), work="stats", kind="stats"),
+    # The layer around attention: BERT base, MiniLM, ViT large at 384 pixels, LLaMA 7B.
+    Case(8, 12, 128, 64, goal=Goal(ratio=1.15), work="module", kind="module"),
+    Case(32, 12, 40, 32, goal=Goal(ratio=1.15), work="module", kind="module"),
+    Case(1, 16, 577, 64, goal=Goal(ratio=1.15, peak=0.85), work="module", kind="module"),
+    Case(1, 32, 256, 128, goal=Goal(ratio=1.15, peak=0.85), work="module", kind="module"),
+    # A model: text to vectors.
+    Case(1, 12, 40, 32, goal=Goal(ratio=1.5), work="model", kind="model"),
+    Case(8, 12, 40, 32, goal=Goal(ratio=1.5), work="model", kind="model"),
+    Case(32, 12, 40, 32, goal=Goal(ratio=1.5), work="model", kind="model"),
 )
 
 QUICK: tuple[str, ...] = ("1x1x3x4", "8x12x128x64", "1x12x1024x64 causal", "8x12x1/1024x64")

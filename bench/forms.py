@@ -12,14 +12,11 @@ from typing import Any, ParamSpec
 import numpy as np
 from numpy.typing import NDArray
 
-from .cases import Floats, Problem
+from .cases import BYTES
+from .problems import CannotExpress, Floats, Problem
 
 P = ParamSpec("P")
 Setting = Callable[[], AbstractContextManager[Any]]
-
-
-class CannotExpress(Exception):
-    """The rival has no way to ask for this."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class Form:
     setting: Setting = nullcontext  # entered around the calls, outside the time measured
 
 
-Rival = Callable[[Problem, int], Iterator[Form]]
+Rival = Callable[[Any, int], Iterator[Form]]  # the problem is of the kind that it competes in
 
 
 def room_for_scores(problem: Problem) -> bool:
@@ -42,7 +39,7 @@ def room_for_scores(problem: Problem) -> bool:
         free = int(import_module("psutil").virtual_memory().available)
     except ModuleNotFoundError:
         free = 4 << 30
-    return 3 * 4 * c.batch * c.heads * c.queries * c.keys <= free
+    return 3 * BYTES[c.dtype] * c.batch * c.heads * c.queries * c.keys <= free
 
 
 def reported(build: Callable[P, Form]) -> Callable[P, Form]:
@@ -65,18 +62,32 @@ def _refuse(error: Exception) -> None:
 def native_causal(problem: Problem) -> bool:
     """Whether the frameworks' `is_causal`, whose diagonal starts top-left, says all there is to say."""
     c = problem.case
-    return bool(c.causal) and c.diagonal == 0 and not c.mask
+    return bool(c.causal) and c.diagonal == 0 and not c.mask and not c.window
 
 
 def additive_mask(problem: Problem, causal_too: bool = False) -> Floats | None:
-    """Bias and masks as one float array to add; None where there is nothing to say, or nothing that `is_causal` does not say."""
+    """Biases and masks as one float array to add; None where there is nothing to say, or nothing that `is_causal` does not say."""
     c = problem.case
     if c.sees_all or (native_causal(problem) and not causal_too):
         return None
-    if not c.causal and problem.mask is None:
+    if not c.causal and not c.window and problem.mask is None:
         return problem.bias
-    bias = np.float32(0) if problem.bias is None else problem.bias
-    return np.where(problem.allowed, bias, np.float32(-np.inf))
+    bias = np.zeros((), c.dtype) if problem.bias is None else problem.bias
+    return np.where(problem.allowed, bias, -np.inf).astype(c.dtype, copy=False)
+
+
+def without(problem: Problem, *options: str) -> None:
+    """Refuse what the rival does not know.
+
+    Raises
+    ------
+    CannotExpress
+        The case has this option, or float64.
+    """
+    c = problem.case
+    for name in options:
+        if name in (c.option, c.dtype):
+            raise CannotExpress(f"it has no {name}")
 
 
 def stacked_heads(problem: Problem) -> tuple[tuple[int, int, int, int], Floats | None] | None:
@@ -96,11 +107,6 @@ def stacked_heads(problem: Problem) -> tuple[tuple[int, int, int, int], Floats |
         return None
     rows = np.broadcast_to(extra, (*extra.shape[:2], c.queries, c.keys))
     return shape, np.tile(rows, (1, 1, c.group, 1))
-
-
-def output_shape(problem: Problem) -> tuple[int, int, int, int]:
-    c = problem.case
-    return (c.batch, c.heads, c.queries, c.v_dim)
 
 
 def flat_heads(x: NDArray[Any]) -> NDArray[Any]:

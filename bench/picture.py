@@ -21,7 +21,8 @@ def draw(result: Result, path: Path) -> None:
     Parameters
     ----------
     result : Result
-        A run.  Calls too small for anything but latency, and cases on which the first subject was not timed, are left out.
+        A run, of which attention in float32 is drawn.  Calls too small for anything but latency, and cases on which the first subject
+        was not timed, are left out.
     path : Path
         Where the picture goes.
 
@@ -33,7 +34,9 @@ def draw(result: Result, path: Path) -> None:
     pairs: list[Pair] = []
     for case in result.cases:
         ours = case.named(result.subjects[0])
-        if ours is not None and ours.timed and case.case.unit != "µs":
+        if case.case.work != "attention" or case.case.dtype != "float32" or case.case.unit == "µs":
+            continue
+        if ours is not None and ours.timed:
             pairs.append((case, ours, case.best_rival(result.subjects)))
     if not pairs:
         raise ValueError("no case to draw: all are too small, or nothing was timed")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from .results import CaseResult, Contestant, Estimate, Result
+from .results import PLAIN, CaseResult, Contestant, Estimate, Result
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
@@ -35,7 +35,7 @@ def _speed(result: CaseResult, contestant: Contestant | None) -> str:
     if not contestant.timed:
         return contestant.status
     unit = result.case.unit
-    return figure(result.rate(contestant)) + (f" {unit}" if unit != "GFLOP/s" else "")
+    return figure(result.rate(contestant)) + (f" {unit.replace('sentences', '')}" if unit != "GFLOP/s" else "")
 
 
 def _error(contestant: Contestant | None) -> str:
@@ -70,13 +70,17 @@ def notes(result: Result) -> list[str]:
     roofs = f"; FMA peak {_range(peak)} GFLOP/s, read {_range(read)} GB/s" if peak and read else ""
     threads = _count(result.threads, "thread")
     lines = [
-        "Cases are batch x heads x length x width, float32.  Speeds are GFLOP/s of useful work (masked pairs do not count) with the "
-        "share of the FMA peak; GB/s with the share of the read bandwidth where a single query reads a cache; µs for calls too small "
-        "for either.",
+        "Cases are batch x heads x length x width, float32 unless they say otherwise; a module's are batch x length x width / heads.  "
+        "Speeds are GFLOP/s of useful work (masked pairs do not count) with the share of the FMA peak; GB/s with the share of the read "
+        "bandwidth where a single query reads a cache; µs for calls too small for either; sentences /s of a model.",
         "Times faster: the best rival's time over ours, median over the rounds; above 1 is a win, below 1 a loss.",
         f"{machine}; {threads}, {result.kernels} kernels, {_count(result.rounds, 'interleaved round')}, {result.date}{roofs}.",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in result.versions.items()) + ".",
     ]
+    if PLAIN in result.rivals:
+        lines.insert(
+            2, f"{PLAIN}: {result.subjects[0]} without the option, on as many keys as queries, as many as make the same useful work."
+        )
     if result.rounds < 6:
         lines.append(f"{_count(result.rounds, 'round')} cannot give a 95 % interval: the whole range is shown instead.")
     if peak and max(peak) > 1.3 * min(peak):
@@ -114,6 +118,10 @@ def goals(result: Result) -> list[tuple[str, bool]]:
         if goal.torch_time and torch and torch.timed:
             part = 1 / case.ratio(our, torch).median
             lines.append((f"{name}: {part:.2f} of torch's time; promised {goal.torch_time:.2f}", part <= goal.torch_time))
+        plain = case.named(PLAIN)
+        if goal.plain and plain and plain.timed:
+            part = case.over_plain(our, plain)
+            lines.append((f"{name}: {part:.2f} of plain attention's time for as much work; promised {goal.plain:.2f}", part <= goal.plain))
     return lines
 
 

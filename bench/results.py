@@ -10,9 +10,10 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from .cases import Case, Goal
+from .cases import BYTES, Case, Goal
 
 SCHEMA_VERSION = 1
+PLAIN = "plain"  # the first subject at plain attention, no rival
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def estimate(samples: Sequence[float], confidence: float = 0.95) -> Estimate:
 class Contestant:
     """One contestant on one case.
 
-    `status` is "timed"; or "cannot" (it has no way to ask for this), "wrong" (its result is not the float64 one) or "failed" (it raised):
+    `status` is "timed"; or "cannot" (it has no way to ask for this), "wrong" (its result is not the reference) or "failed" (it raised):
     then `why` says more and there are no samples.
     """
 
@@ -55,10 +56,11 @@ class Contestant:
     status: str
     why: str = ""
     form: str = ""
-    error: float | None = None  # max |x − float64|
+    error: float | None = None  # max |x − reference|
     rejected: list[str] = field(default_factory=list)  # forms that were tried and did not do, and why
     calls: int = 0  # per sample
     seconds: list[float] = field(default_factory=list)  # per call, one for each round
+    flops: int = 0  # useful work, where it is not the case's
 
     @property
     def timed(self) -> bool:
@@ -86,7 +88,7 @@ class CaseResult:
 
     def best_rival(self, subjects: Sequence[str]) -> Contestant | None:
         """The timed rival with the lowest median time."""
-        return min((x for x in self.contestants if x.timed and x.name not in subjects), key=lambda x: x.time, default=None)
+        return min((x for x in self.contestants if x.timed and x.name not in (*subjects, PLAIN)), key=lambda x: x.time, default=None)
 
     def ratio(self, subject: Contestant, rival: Contestant) -> Estimate:
         """How many times faster than the rival, round by round."""
@@ -94,14 +96,27 @@ class CaseResult:
 
     def share(self, contestant: Contestant) -> float:
         """Median over the rounds of the share of what the machine gave then: read bandwidth for decoding, else the FMA peak."""
-        work, roof = (self.case.bytes, self.read) if self.case.unit == "GB/s" else (self.flops, self.peak)
-        return median(work / 1e9 / seconds / limit for seconds, limit in zip(contestant.seconds, roof, strict=True))
+        if self.case.unit == "GB/s":
+            return median(self.case.bytes / 1e9 / s / read for s, read in zip(contestant.seconds, self.read, strict=True))
+        work = self._flops(contestant) / 1e9 * BYTES[self.case.dtype] / BYTES["float32"]  # the peak is float32's
+        return median(work / s / peak for s, peak in zip(contestant.seconds, self.peak, strict=True))
+
+    def over_plain(self, contestant: Contestant, plain: Contestant) -> float:
+        """Time for the useful work over that of plain attention, median over the rounds; reading a dense bias is not held against it."""
+        work, extra = self.flops / self._flops(plain), self.case.bias_bytes / 1e9
+        rounds = zip(contestant.seconds, plain.seconds, self.read, strict=True)
+        return median((s - extra / read) / (p * work) for s, p, read in rounds)
+
+    def _flops(self, contestant: Contestant) -> int:
+        return contestant.flops or self.flops
 
     def rate(self, contestant: Contestant) -> float:
-        """Median speed in the case's unit: µs per call, GB/s or GFLOP/s."""
+        """Median speed in the case's unit: µs per call, GB/s, GFLOP/s or sentences/s."""
         if self.case.unit == "µs":
             return contestant.time * 1e6
-        return (self.case.bytes if self.case.unit == "GB/s" else self.flops) / 1e9 / contestant.time
+        if self.case.unit == "sentences/s":
+            return self.case.batch / contestant.time
+        return (self.case.bytes if self.case.unit == "GB/s" else self._flops(contestant)) / 1e9 / contestant.time
 
 
 @dataclass

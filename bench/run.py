@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -19,11 +20,18 @@ import qkvc
 from qkvc._console import table as print_table
 
 from . import report
-from .cases import ALIGNMENTS, CASES, Case, select
+from .cases import ALIGNMENTS, BYTES, CASES, MASKS, OPTIONS, Case, select
 from .forms import Rival
 from .measure import READ_BYTES, Effort, measure
 from .results import Result
-from .rivals import RIVALS, ours
+from .works import RIVALS, WORKS, ours
+
+# What describes a case besides its shape, with the defaults of options and fields alike.
+OF_SHAPE = {
+    field.name: field.default
+    for field in fields(Case)
+    if field.name in ("kv_heads", "keys", "v_dim", "causal", "mask", "layout", "dtype", "window", "option")
+}
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -37,11 +45,14 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     what.add_argument("--cases", nargs="+", metavar="PATTERN", help="names or kinds, `*` allowed: 8x12*, encoder")
     what.add_argument("--list", action="store_true", help="print names and kinds, measure nothing")
     what.add_argument("--shape", metavar="BxHxLxD", help="one case of your own instead")
-    what.add_argument("--kv", type=int, default=0, metavar="L", help="its number of keys, if another than of queries")
+    what.add_argument("--kv", type=int, default=0, dest="keys", metavar="L", help="its number of keys, if another than of queries")
     what.add_argument("--kv-heads", type=int, default=0, metavar="H", help="its number of key heads, if fewer than query heads")
     what.add_argument("--v-dim", type=int, default=0, metavar="D", help="its width of values, if another than of keys")
     what.add_argument("--causal", nargs="?", const="top-left", default="", choices=ALIGNMENTS)
-    what.add_argument("--mask", default="", choices=("padding", "window", "bias"))
+    what.add_argument("--mask", default="", choices=MASKS)
+    what.add_argument("--window", type=int, default=0, metavar="W", help="each query sees its own key and W before it")
+    what.add_argument("--option", default="", choices=OPTIONS)
+    what.add_argument("--dtype", default="float32", choices=tuple(BYTES))
     what.add_argument("--layout", default="bhld", choices=("bhld", "blhd"))
     how = parser.add_argument_group("measuring")
     how.add_argument("--rivals", metavar="NAMES", help=f"with commas, from {','.join(RIVALS)}; none for no rival")
@@ -56,15 +67,17 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _cases(options: argparse.Namespace) -> list[Case]:
+    own = {name: getattr(options, name) for name in OF_SHAPE}
     if options.shape:
         try:
             batch, heads, queries, dim = (int(n) for n in options.shape.split("x"))
         except ValueError:
             raise ValueError(f"--shape: expected four numbers as in 2x8x300x64, got {options.shape!r}") from None
-        more = {"kv_heads": options.kv_heads, "keys": options.kv, "v_dim": options.v_dim}
-        return [Case(batch, heads, queries, dim, **more, causal=options.causal, mask=options.mask, layout=options.layout)]
-    if any((options.kv, options.kv_heads, options.v_dim, options.causal, options.mask, options.layout != "bhld")):
-        raise ValueError("--kv, --kv-heads, --v-dim, --causal, --mask and --layout describe a --shape, which is missing")
+        return [Case(batch, heads, queries, dim, **own)]
+    if own != OF_SHAPE:
+        raise ValueError(
+            "--kv, --kv-heads, --v-dim, --causal, --mask, --window, --option, --dtype and --layout describe a --shape, not given"
+        )
     chosen = select(options.cases, options.quick)
     if not chosen:
         raise ValueError(f"--cases: nothing is called {' or '.join(options.cases)}; --list shows the names")
@@ -79,16 +92,15 @@ def _names(text: str | None, known: Sequence[str], option: str) -> list[str]:
     return names
 
 
-def _entrants(options: argparse.Namespace) -> tuple[list[str], dict[str, Rival]]:
-    """Who takes part: the subjects' names, and all contestants with the subjects first."""
+def _entrants(options: argparse.Namespace) -> tuple[dict[str, Rival], list[str]]:
+    """Who takes part: qkvc, once for each kernel set that was asked for, and the rivals' names."""
     if options.isa is None:
         subjects: dict[str, Rival] = {"qkvc": ours}
     else:
         subjects = {f"qkvc {isa}": partial(ours, isa=isa) for isa in _names(options.isa, qkvc.kernels(), "--isa")}
         if not subjects:
             raise ValueError("--isa: no kernel set is named")
-    rivals = _names(options.rivals, list(RIVALS), "--rivals")
-    return list(subjects), {**subjects, **{name: RIVALS[name] for name in rivals}}
+    return subjects, _names(options.rivals, list(RIVALS), "--rivals")
 
 
 @contextmanager
@@ -155,11 +167,10 @@ def _machine() -> dict[str, str]:
 def _versions(names: Sequence[str]) -> dict[str, str]:
     versions = {"qkvc": qkvc.__version__, "python": platform.python_version(), "numpy": np.__version__}
     for name in names:
-        if name in RIVALS:
-            try:
-                versions[name] = version(name)
-            except PackageNotFoundError:  # the list of absent rivals says so
-                continue
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:  # the list of absent rivals says so
+            continue
     return versions
 
 
@@ -209,9 +220,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if min(options.threads, rounds) < 1:
             raise ValueError("--threads and --rounds: at least 1")
         cases = _cases(options)
-        subjects, entrants = _entrants(options)
+        subjects, rivals = _entrants(options)
         date = datetime.now(timezone.utc).strftime("%Y-%m-%d")
-        result = Result(date, _machine(), _versions(list(entrants)), qkvc.kernels()[0], options.threads, rounds, subjects, {})
+        result = Result(date, _machine(), _versions(rivals), qkvc.kernels()[0], options.threads, rounds, list(subjects), {})
         if options.json:
             result.save(options.json)  # so that a path that cannot be written is known before the work, not after it
         with _only(options.threads), _progress(len(cases)) as announce:
@@ -219,7 +230,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 for case in cases:
                     announce(case.name)
-                    result.cases.append(measure(case, entrants, effort, result.absent, buffer))
+                    here = {name: rival for name, rival in WORKS[case.work].rivals.items() if name in rivals}
+                    try:
+                        result.cases.append(measure(case, {**subjects, **here}, effort, result.absent, buffer))
+                    except ImportError as error:  # the case itself needs something, as a model its weights
+                        result.absent[case.name] = str(error)
                     if options.json:
                         result.save(options.json)
             except KeyboardInterrupt:
