@@ -71,7 +71,7 @@ def exact_for(*operands: ArrayLike) -> DTypeLike:
 
 
 def unit_of(dtype: DTypeLike) -> float:
-    return UNIT if dtype == np.float32 else 2.0**-53
+    return UNIT if np.dtype(dtype) == np.float32 else 2.0**-53
 
 
 def _by_head(x: ArrayLike, layout: str) -> Array:

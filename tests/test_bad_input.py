@@ -16,6 +16,7 @@ from .support import assert_refused, assert_same_bits, operands
 
 F32 = np.float32
 HUGE = 10**30
+INF, NAN = float("inf"), float("nan")
 
 
 def arrays(heads: tuple[int, int] = (4, 2)) -> dict[str, Any]:
@@ -47,10 +48,9 @@ TABLE: list[tuple[str, dict[str, Any], Any, tuple[str, ...]]] = [
     ("query structured", {"query": np.zeros((2, 4, 3, 8), [("re", F32)])}, TypeError, ("query", "float32", "re")),
     ("query of bytes", {"query": np.zeros((2, 4, 3, 8), "S4")}, TypeError, ("query", "S4")),
     # numbers without kernels
-    *[(f"query {dtype}", {"query": ones(2, 4, 3, 8, dtype=dtype)}, TypeError, ("query", "float32", str(np.dtype(dtype))))
-      for dtype in ("float64", "float16", "longdouble", "int32", "uint8", "bool", "complex64")],
-    *[(f"{name} float64", {name: ones(2, 2, 5, 8, dtype=float)}, TypeError, (name, "float32", "float64")) for name in ("key", "value")],
-    ("query a list of floats", {"query": [[1.0, 2.0]], "key": ones(1, 2), "value": ones(1, 2)}, TypeError, ("query", "float64")),
+    *[(f"query {dtype}", {"query": ones(2, 4, 3, 8, dtype=dtype)}, TypeError, ("query", "float32", "float64", str(np.dtype(dtype))))
+      for dtype in ("float16", "longdouble", "complex64", "complex128")],
+    *[(f"{name} float16", {name: ones(2, 2, 5, 8, dtype="f2")}, TypeError, (name, "float32", "float16")) for name in ("key", "value")],
     # arrays that mean something else
     *[(f"{name} masked", {name: np.ma.masked_invalid(ones(2, 2, 5, 8))}, TypeError, (name, "MaskedArray", "mask"))
       for name in ("query", "key", "value", "mask", "bias")],
@@ -105,6 +105,35 @@ TABLE: list[tuple[str, dict[str, Any], Any, tuple[str, ...]]] = [
     ("key_lengths of nothing", {"key_lengths": np.zeros(0, int)}, ValueError, ("key_lengths", "(2,)", "(0,)")),
     *[(f"key_lengths {n}", {"key_lengths": n}, ValueError, ("key_lengths", "integer", "5"))
       for n in (HUGE, -HUGE, 2**63, 2**31, 2**32 + 3, -(2**63))],
+    # windows
+    *[(f"window {x!r}", {"window": x, "q_offset": 0}, TypeError, ("window", "pair", "integers", got))
+      for x, got in ((3, "3"), ((1,), "tuple"), ((1, 2, 3), "tuple"), ("ab", "str"), ((1.0, 0), "float"), ((0, True), "bool"),
+                     ((0, None), "None"))],
+    ("window below -1", {"window": (0, -2), "q_offset": 0}, ValueError, ("window", "-1", "-2")),
+    ("window of -10**30", {"window": (-HUGE, 0), "q_offset": 0}, ValueError, ("window", "-1")),
+    # one number per head
+    *[(f"{name} {label}", {name: x, **({"q_offset": 0} if name == "alibi_slopes" else {})}, exception, (name, *words))
+      for name in ("alibi_slopes", "sinks", "head_scale")
+      for label, x, exception, words in (
+          ("a string", "steep", TypeError, ("real numbers", "U5")),
+          ("of bools", [True] * 4, TypeError, ("real numbers", "bool")),
+          ("complex", ones(4, dtype=complex), TypeError, ("real numbers", "complex128")),
+          ("of objects", ones(4, dtype=object), TypeError, ("real numbers", "object")),
+          ("masked", np.ma.masked_invalid(ones(4)), TypeError, ("MaskedArray",)),
+          ("nan", [0, NAN, 0, 0], ValueError, ("finite", "nan")),
+          ("+inf", [0, 0, 0, INF], ValueError, ("finite", "inf")),
+          ("per key head", ones(2), ValueError, ("(2, 4)", "(2,)")),
+          ("per row", ones(4, 3), ValueError, ("(2, 4)", "(4, 3)")),
+          ("of three axes", ones(1, 2, 4), ValueError, ("(2, 4)", "(1, 2, 4)")),
+          ("of nothing", ones(0), ValueError, ("(2, 4)", "(0,)")),
+      )],
+    ("alibi_slopes -inf", {"alibi_slopes": -INF, "q_offset": 0}, ValueError, ("alibi_slopes", "finite", "-inf")),
+    ("head_scale -inf", {"head_scale": -INF}, ValueError, ("head_scale", "finite", "-inf")),
+    # softcap
+    *[(f"softcap {x}", {"softcap": x}, ValueError, ("softcap", "above 0")) for x in (0, 0.0, -1.0, 1e-40, 1e40)],
+    *[(f"softcap {x}", {"softcap": x}, ValueError, ("softcap", "finite", str(x))) for x in (NAN, INF)],
+    *[(f"softcap {type(x).__name__}", {"softcap": x}, TypeError, ("softcap", "number", type(x).__name__))
+      for x in ("2", True, 1j, ones(4))],
     # scale
     ("scale nan", {"scale": float("nan")}, ValueError, ("scale", "finite", "nan")),
     ("scale -inf", {"scale": -float("inf")}, ValueError, ("scale", "finite", "inf")),
@@ -157,7 +186,7 @@ def test_calls_that_python_refuses() -> None:
     for call in (
         lambda: qkvc.attention(q, q),  # type: ignore[call-arg]
         lambda: qkvc.attention(q, q, q, True),  # type: ignore[misc]
-        lambda: qkvc.attention(q, q, q, window=(1, 1)),  # type: ignore[call-arg]
+        lambda: qkvc.attention(q, q, q, dropout_p=0.5),  # type: ignore[call-arg]
         lambda: qkvc.attention(q, q, q, attn_mask=None),  # type: ignore[call-arg]
     ):
         with pytest.raises(TypeError):
@@ -192,6 +221,19 @@ def test_out(make: Callable[[], Any], exception: type[Exception], words: tuple[s
     before = np.array(out)
     assert_refused(lambda: qkvc.attention(**arrays(), out=out), exception, *words)
     np.testing.assert_array_equal(np.array(out), before)
+
+
+def test_out_has_the_dtype_of_the_result() -> None:
+    """float64 where one of the inputs is, or is made of integers; float32 is refused there, and nothing is written."""
+    for name, dtype in (("query", float), ("key", np.int8), ("value", bool)):
+        inputs = arrays()
+        inputs[name] = inputs[name].astype(dtype)
+        out = np.full((2, 4, 3, 6), np.nan, F32)
+        assert_refused(lambda inputs=inputs, out=out: qkvc.attention(**inputs, out=out), ValueError, "out", "float64", "float32")
+        assert np.isnan(out).all()
+        out = out.astype(float)
+        assert qkvc.attention(**inputs, out=out) is out
+        assert np.isfinite(out).all()
 
 
 def test_out_that_overlaps_an_input() -> None:
@@ -238,6 +280,7 @@ def test_queries_that_share_memory_with_keys_are_fine() -> None:
 def test_inputs_are_never_written() -> None:
     inputs = arrays()
     inputs |= {"mask": np.random.default_rng(4).random((3, 5)) < 0.5, "bias": ones(3, 5), "key_lengths": np.array([3, 5])}
+    inputs |= {name: ones(2, 4, dtype=float) for name in ("alibi_slopes", "sinks", "head_scale")} | {"q_offset": np.array([0, 2])}
     before = {name: x.copy() for name, x in inputs.items()}
     qkvc.attention(**inputs)
     for name, x in inputs.items():

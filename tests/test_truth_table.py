@@ -14,8 +14,9 @@ import pytest
 
 import qkvc
 
+from .options import DTYPES
 from .pictures import bias_of, bool_mask, picture, uniform, weights_of
-from .reference import UNIT
+from .reference import unit_of
 from .support import assert_refused, assert_same_bits
 
 INF, NAN, FLOAT32 = np.inf, np.nan, np.finfo(np.float32)
@@ -65,6 +66,31 @@ ALLOWED: list[tuple[str, tuple[int, int], dict[str, Any], str]] = [
     ("key_lengths with q_offset", (2, 5), {"key_lengths": 3, "causal": True, "q_offset": 1}, "11000 11100"),
     ("causal, mask, bias and key_lengths intersect", (3, 4),
      {"causal": "bottom-right", "key_lengths": 3, "mask": bool_mask("1111 0111 1011"), "bias": bias_of([0, 0, -INF, 0])}, "1000 0100 1000"),
+    ("a window on both sides", (4, 4), {"window": (1, 1)}, "1100 1110 0111 0011"),
+    ("a window of (0, 0): the key at the query's position", (3, 3), {"window": (0, 0)}, "100 010 001"),
+    ("-1 is open to the left", (3, 3), {"window": (-1, 0)}, "100 110 111"),
+    ("-1 is open to the right", (3, 3), {"window": (0, -1)}, "111 011 001"),
+    ("open on both sides limits nothing and asks for no positions", (2, 4), {"window": (-1, -1)}, "1111 1111"),
+    ("a window wider than the keys", (3, 3), {"window": (9, 2**62)}, "111 111 111"),
+    ("a window of np.int8", (3, 3), {"window": (np.int8(1), np.int8(0))}, "100 110 011"),
+    ("window and causal=True intersect", (4, 4), {"window": (1, 2), "causal": True}, "1000 1100 0110 0011"),
+    ("window around top-left", (2, 4), {"window": (0, 9), "causal": "top-left"}, "1000 0100"),
+    ("window around bottom-right", (2, 4), {"window": (1, 0), "causal": "bottom-right"}, "0110 0011"),
+    ("window around bottom-right, fewer keys", (4, 2), {"window": (0, 5), "causal": "bottom-right"}, "00 00 10 01"),
+    ("window around q_offset, not causal", (2, 4), {"window": (1, 1), "q_offset": 1}, "1110 0111"),
+    ("window around q_offset, causal", (2, 4), {"window": (1, 1), "q_offset": 1, "causal": True}, "1100 0110"),
+    ("window beyond the keys", (2, 4), {"window": (1, 1), "q_offset": 4}, "0001 0000"),
+    ("window far beyond the keys", (2, 4), {"window": (3, 3), "q_offset": 2**62}, "0000 0000"),
+    ("window far before the keys", (2, 4), {"window": (3, 3), "q_offset": -(2**62)}, "0000 0000"),
+    ("an endless side reaches from anywhere", (2, 4), {"window": (-1, 0), "q_offset": 2**62}, "1111 1111"),
+    ("window and key_lengths intersect", (3, 3), {"window": (1, 1), "key_lengths": 2}, "110 110 010"),
+    ("key_lengths move a bottom-right window", (2, 5), {"window": (1, 0), "causal": "bottom-right", "key_lengths": 3}, "11000 01100"),
+    ("window, mask and bias intersect", (3, 3), {"window": (1, 1), "mask": bool_mask("011 111 101"), "bias": bias_of([0, 0, -INF])},
+     "010 110 000"),
+    ("softcap of equal scores", (2, 3), {"softcap": 2.0}, "111 111"),
+    ("slopes of 0 are no slopes", (2, 4), {"alibi_slopes": 0.0, "q_offset": 1}, "1111 1111"),
+    ("a sink of -inf is no sink", (2, 3), {"sinks": -INF, "mask": bool_mask("101 000")}, "101 000"),
+    ("a head scaled by 1", (2, 3), {"head_scale": 1}, "111 111"),
     ("a scale of 0 makes all scores equal", (2, 3), {"scale": 0.0}, "111 111"),
     ("a negative scale", (2, 3), {"scale": -1.0, "mask": bool_mask("011 110")}, "011 110"),
 ]  # fmt: skip
@@ -74,20 +100,22 @@ def check_picture(got: qkvc.AttentionOutput, allowed: np.ndarray) -> None:
     assert_same_bits(got.out, weights_of(allowed), "out")
     with np.errstate(divide="ignore"):
         lse = np.log(allowed.sum(-1, dtype=np.float64))
-    assert got.lse.dtype == np.float32
+    assert got.lse.dtype == allowed.dtype
     assert got.lse.shape == lse.shape
-    np.testing.assert_allclose(got.lse, lse, rtol=0, atol=3e-7)
+    np.testing.assert_allclose(got.lse, lse, rtol=0, atol=2.5 * np.finfo(allowed.dtype).eps)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("lengths", "options", "allowed"), [pytest.param(*row[1:], id=row[0]) for row in ALLOWED])
-def test_who_attends(isa: str, lengths: tuple[int, int], options: dict[str, Any], allowed: str) -> None:
-    query, key, value = uniform(*lengths)
-    check_picture(qkvc.attention_with_lse(query, key, value, **options), picture(allowed))
+def test_who_attends(isa: str, lengths: tuple[int, int], options: dict[str, Any], allowed: str, dtype: str) -> None:
+    query, key, value = (x.astype(dtype) for x in uniform(*lengths))
+    expected = picture(allowed).astype(dtype)
+    check_picture(qkvc.attention_with_lse(query, key, value, **options), expected)
     flat = qkvc.attention_with_lse(query[0], key[0], value[0], **options)  # (L, D) is one head
-    check_picture(flat, picture(allowed)[0])
+    check_picture(flat, expected[0])
     by_length = [x.swapaxes(-2, -3) for x in (query, key, value)]
     got = qkvc.attention_with_lse(*by_length, layout="blhd", **options)
-    check_picture(qkvc.AttentionOutput(got.out.swapaxes(-2, -3), got.lse), picture(allowed))
+    check_picture(qkvc.AttentionOutput(got.out.swapaxes(-2, -3), got.lse), expected)
 
 
 # --- batches and heads -----------------------------------------------------------------------------------------------------------------
@@ -101,6 +129,9 @@ BATCHED: list[tuple[str, tuple[int, ...], tuple[int, int], tuple[int, int], dict
     ("lengths broadcast over the batch", (2, 2), (1, 1), (1, 3), {"key_lengths": np.array([[1], [2]])}, "100 | 100 | 110 | 110"),
     ("lengths move the bottom-right corner", (2,), (1, 1), (2, 4), {"key_lengths": [4, 3], "causal": "bottom-right"},
      "1110 1111 | 1100 1110"),
+    ("windows around one q_offset per item", (3,), (2, 2), (1, 3), {"window": (0, 1), "q_offset": [0, 1, 2]}, "110 | 011 | 001"),
+    ("lengths move a bottom-right window", (2,), (1, 1), (2, 4), {"window": (0, 0), "key_lengths": [4, 2], "causal": "bottom-right"},
+     "0010 0001 | 1000 0100"),
     ("one mask per item", (2,), (4, 2), (1, 3), {"mask": np.array([[[[1, 0, 1]]], [[[0, 1, 0]]]], bool)}, "101 | 010"),
     ("no batch: one group of rows per head", (), (2, 2), (1, 3), {"mask": np.array([[[1, 0, 1]], [[0, 1, 0]]], bool)}, "101 | 010"),
     ("a mask over query heads of one group", (), (4, 1), (1, 2), {"mask": np.array([[[1, 0]], [[0, 1]], [[1, 1]], [[0, 0]]], bool)},
@@ -151,18 +182,47 @@ NUMBERS: list[tuple[str, list[float], dict[str, Any], list[float], float]] = [
      0.6802696706417346),
     ("masks come last: a huge masked bias is nothing", [0, 1, 1], {"bias": bias_of([0, 0, 1e30]), "mask": bool_mask("110")},
      [0.2689414213699951, 0.7310585786300049, 0.0], 1.3132616875182228),
+    ("softcap: cap tanh(score / cap)", [0, 1, 2], {"softcap": 2.0}, [0.12335377935414549, 0.31084388115895434, 0.5658023394869003],
+     2.092698797204596),
+    ("softcap is after scale", [0, 1, 2], {"softcap": 2.0, "scale": 0.5}, [0.19409980288342688, 0.3167807199803846, 0.48911947713618853],
+     1.639382804349023),
+    ("softcap is before bias", [0, 1, 2], {"softcap": 2.0, "bias": bias_of([1, 0.5, 0])},
+     [0.23720185011021042, 0.36254397649412134, 0.40025417339566827], 2.4388438120988902),
+    ("ALiBi: - slope |p - j| with p = 0", [0, 1, 2], {"alibi_slopes": 0.5, "q_offset": 0},
+     [0.18632372322584756, 0.3071958857184984, 0.506480391055654], 1.6802696706417346),
+    ("ALiBi falls on both sides of the query", [0, 1, 2], {"alibi_slopes": 0.5, "q_offset": 1},
+     [0.07769557914857059, 0.3482074278837348, 0.5740969929676946], 2.054956919641991),
+    ("ALiBi is after softcap", [0, 1, 2], {"softcap": 2.0, "alibi_slopes": [0.5], "q_offset": 2},
+     [0.056744151354718525, 0.23575353255826137, 0.7075023160870201], 1.8692026877604024),
+    ("ALiBi is not scaled", [0, 0, 0], {"scale": 0.0, "alibi_slopes": 0.5, "q_offset": 2},
+     [0.1863237232258476, 0.3071958857184984, 0.506480391055654], 0.6802696706417346),
+    ("a sink is one more logit, which gets no value", [0, 1, 1], {"sinks": 1.0},
+     [0.10923177257303593, 0.2969227424756547, 0.2969227424756547], 2.2142833003627604),
+    ("a sink is not scaled, capped or biased", [0, 2, 2], {"sinks": [-2.0], "scale": 0.5},
+     [0.15216302154160333, 0.4136219764199625, 0.4136219764199625], 1.8828028227218383),
+    ("a sink is not masked", [0, 5], {"sinks": 0.0, "mask": bool_mask("10")}, [0.5, 0], 0.6931471805599453),
     ("large scores stay stable", [1000, 1001], {}, [0.2689414213699951, 0.7310585786300049], 1001.3132616875182),
     ("very negative scores stay stable", [-1000, -1001], {}, [0.7310585786300049, 0.2689414213699951], -999.6867383124818),
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("scores", "options", "weights", "lse"), [pytest.param(*row[1:], id=row[0]) for row in NUMBERS])
-def test_numbers(isa: str, scores: list[float], options: dict[str, Any], weights: list[float], lse: float) -> None:
-    query, key = np.ones((1, 1), np.float32), np.array(scores, np.float32)[:, np.newaxis]
-    got = qkvc.attention_with_lse(query, key, np.eye(len(scores), dtype=np.float32), **options)
+def test_numbers(isa: str, scores: list[float], options: dict[str, Any], weights: list[float], lse: float, dtype: str) -> None:
+    query, key = np.ones((1, 1), dtype), np.array(scores, dtype)[:, np.newaxis]
+    got = qkvc.attention_with_lse(query, key, np.eye(len(scores), dtype=dtype), **options)
+    unit = unit_of(dtype)
     # A score carries the rounding of the query that was scaled to base-2 units, and the softmax the difference of two such scores.
-    np.testing.assert_allclose(got.out[0], weights, rtol=5e-7 + 4 * UNIT * np.abs(scores).max(), atol=0)
-    np.testing.assert_allclose(got.lse, [lse], rtol=2e-7, atol=0)
+    np.testing.assert_allclose(got.out[0], weights, rtol=unit * (8 + 4 * np.abs(scores).max()), atol=0)
+    np.testing.assert_allclose(got.lse, [lse], rtol=4 * unit, atol=0)
+
+
+def test_head_scale_multiplies_the_output_alone(isa: str) -> None:
+    query, key, value = uniform(1, 2, (3, 1))
+    plain = qkvc.attention_with_lse(query, key, value)
+    got = qkvc.attention_with_lse(query, key, value, head_scale=[2, -0.5, 0])
+    assert got.out.tolist() == [[[1, 1]], [[-0.25, -0.25]], [[0, 0]]]
+    assert_same_bits(got.lse, plain.lse)
 
 
 @pytest.mark.parametrize(
@@ -184,6 +244,16 @@ def test_a_finite_bias_of_any_size_is_an_addend(isa: str, bias: np.ndarray, weig
     assert_same_bits(got.out[0], np.array([weights], np.float32))
     assert np.isfinite(got.lse).all()
     assert np.abs(got.lse) >= 2e38
+
+
+@pytest.mark.parametrize("size", [1e300, float(np.finfo(np.float64).max)])
+def test_a_bias_of_float64_may_be_as_large_as_float64(isa: str, size: float) -> None:
+    """The clamp belongs to the dtype of the result, not to float32."""
+    query, key, value = (x.astype(np.float64) for x in uniform(1, 3))
+    for bias, weights in (([-size, -size, -INF], [0.5, 0.5, 0]), ([size, 0, size], [0.5, 0, 0.5]), ([-1e39, -1e38, -1e39], [0, 1, 0])):
+        got = qkvc.attention_with_lse(query, key, value, bias=np.array([bias]))
+        assert_same_bits(got.out[0], np.array([weights], float))
+        assert np.isfinite(got.lse).all()
 
 
 def test_default_scale_is_one_over_sqrt_d(isa: str) -> None:
@@ -212,19 +282,31 @@ SPECIAL: list[tuple[str, list[float], list[float], dict[str, Any], float, float 
     ("all computed scores are -inf: that is not a masked row", [-INF, -INF], [1, 2], {}, NAN, None),
     ("the only allowed score is a computed -inf", [-INF, 0], [1, 2], {"mask": bool_mask("10")}, NAN, None),
     ("the only allowed score is a computed -inf, blocks away", [-INF] + [0] * 300, [1] * 301, {"mask": np.arange(301) < 1}, NAN, None),
+    ("NaN outside the window", [0, NAN, 0], [1, NAN, 1], {"window": (0, 0), "q_offset": 0}, 1, 0),
+    ("NaN under a softcap is attended", [0, NAN], [1, 2], {"softcap": 2.0}, NAN, NAN),
+    ("NaN under a softcap is masked out", [0, NAN], [1, NAN], {"softcap": 2.0, "mask": bool_mask("10")}, 1, 0),
+    ("NaN under ALiBi is masked out", [0, NAN], [1, NAN], {"alibi_slopes": 1.0, "causal": "top-left"}, 1, 0),
+    ("computed scores of +inf are capped", [INF, INF], [1, 3], {"softcap": 2.0}, 2, 2 + np.log(2)),
+    ("all computed scores are -inf, and a sink", [-INF, -INF], [1, 2], {"sinks": 1.5}, 0, 1.5),
+    ("a row without keys, and a sink", [0, 0], [1, 2], {"sinks": 1.5, "key_lengths": 0}, 0, 1.5),
+    ("a row of NaN without keys, and a sink", [NAN, NAN], [NAN, NAN], {"sinks": -0.5, "key_lengths": 0}, 0, -0.5),
+    ("a sink far above the scores takes everything", [0, 0], [1, 2], {"sinks": 1e4}, 0, 1e4),
+    ("a NaN is attended beside a sink", [0, NAN], [1, 2], {"sinks": 1e4}, NAN, NAN),
+    ("an empty row of a head scaled", [0, 0], [1, 2], {"head_scale": -3.0, "key_lengths": 0}, 0, -INF),
     ("values of +inf and -inf are attended", [0, 0], [-INF, INF], {}, NAN, np.log(2)),
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("scores", "values", "options", "out", "lse"), [pytest.param(*row[1:], id=row[0]) for row in SPECIAL])
 def test_special_numbers(
-    isa: str, scores: list[float], values: list[float], options: dict[str, Any], out: float, lse: float | None
+    isa: str, scores: list[float], values: list[float], options: dict[str, Any], out: float, lse: float | None, dtype: str
 ) -> None:
-    query, key = np.ones((1, 1), np.float32), np.array(scores, np.float32)[:, np.newaxis]
-    got = qkvc.attention_with_lse(query, key, np.array(values, np.float32)[:, np.newaxis], **options)
+    query, key = np.ones((1, 1), dtype), np.array(scores, dtype)[:, np.newaxis]
+    got = qkvc.attention_with_lse(query, key, np.array(values, dtype)[:, np.newaxis], **options)
     np.testing.assert_array_equal(got.out, [[out]])
     if lse is not None:
-        np.testing.assert_allclose(got.lse, [lse], rtol=0, atol=3e-7)
+        np.testing.assert_allclose(got.lse, [lse], rtol=0, atol=2.5 * np.finfo(dtype).eps)
 
 
 def test_a_query_of_nan_with_no_key_gives_zero(isa: str) -> None:
@@ -291,6 +373,15 @@ REFUSED: list[tuple[str, tuple[int, int], dict[str, Any], type[Exception], tuple
     ("q_offset beside bottom-right", (2, 4), {"causal": "bottom-right", "q_offset": 1}, ValueError, ("q_offset", "bottom-right")),
     ("q_offset that nothing uses", (2, 4), {"q_offset": 1}, ValueError, ("q_offset", "causal")),
     ("q_offset 0 that nothing uses", (2, 4), {"q_offset": 0}, ValueError, ("q_offset", "causal")),
+    ("q_offset beside a window that is open", (2, 4), {"window": (-1, -1), "q_offset": 1}, ValueError, ("q_offset", "window")),
+    ("q_offset beside top-left and a window", (2, 4), {"causal": "top-left", "window": (1, 1), "q_offset": 1}, ValueError,
+     ("q_offset", "top-left")),
+    ("a window with more keys", (2, 4), {"window": (1, 1)}, ValueError, ("window", "top-left", "bottom-right", "q_offset", "2", "4")),
+    ("a window with fewer keys", (4, 2), {"window": (1, -1)}, ValueError, ("window", "top-left", "bottom-right", "q_offset", "2", "4")),
+    ("ALiBi with more keys", (2, 4), {"alibi_slopes": 0.5}, ValueError, ("alibi_slopes", "top-left", "bottom-right", "q_offset")),
+    ("a window and causal=True with more keys", (2, 4), {"window": (1, 1), "causal": True}, ValueError, ("top-left", "bottom-right")),
+    ("a window below -1", (3, 3), {"window": (-2, 0)}, ValueError, ("window", "-1", "-2")),
+    ("a softcap of 0", (2, 4), {"softcap": 0.0}, ValueError, ("softcap", "0")),
     ("an unknown alignment", (2, 4), {"causal": "lower-right"}, ValueError, ("causal", "top-left", "bottom-right", "lower-right")),
     ("a float mask", (2, 4), {"mask": np.zeros((2, 4), np.float32)}, TypeError, ("mask", "bool", "bias", "float32")),
     ("an int mask", (2, 4), {"mask": np.ones((2, 4), np.int64)}, TypeError, ("mask", "bool", "int64")),
