@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 
 import qkvc
 
-from .support import MEMORY, assert_same_bits, at_byte, normal, operands
+from .options import DTYPES, OPTIONS, option
+from .support import MEMORY, assert_same_bits, at_byte, operands
 
 #         batch, (H_q, H_kv), (L_q, L_k), (D, Dv): one tile, many tiles, few queries, long rows, groups, remainders everywhere
 SHAPES = (
@@ -21,27 +23,18 @@ SHAPES = (
     ((1,), (2, 1), (260, 1030), (32, 80)),
     ((2, 2), (4, 4), (31, 97), (17, 9)),
 )
-KINDS = ("plain", "causal", "mask", "bias", "lengths")
+KINDS = list(itertools.product(OPTIONS, DTYPES))
 
-Operands = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+Operands = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 
 
-def call(rng: np.random.Generator, shape: tuple[Any, ...], kind: str) -> tuple[Operands, dict[str, Any]]:
+def call(rng: np.random.Generator, shape: tuple[Any, ...], kind: str, dtype: str = "float32") -> tuple[Operands, dict[str, Any]]:
     batch, heads, lengths, _ = shape
-    arrays = operands(rng, *shape)
-    scores = (*batch, heads[0], *lengths)
-    if kind == "causal":
-        return arrays, {"causal": "bottom-right"}
-    if kind == "mask":
-        return arrays, {"mask": rng.random(scores) < 0.6}
-    if kind == "bias":
-        return arrays, {"bias": normal(rng, *scores)}
-    if kind == "lengths":
-        return arrays, {"key_lengths": rng.integers(0, lengths[1] + 1, batch), "causal": "bottom-right"}
-    return arrays, {}
+    query, key, value = (x.astype(dtype) for x in operands(rng, *shape))
+    return (query, key, value), option(rng, kind, batch, heads[0], lengths)
 
 
-@pytest.fixture(params=[(shape, kind) for shape in SHAPES for kind in KINDS], ids=lambda p: f"{p[0]}-{p[1]}".replace(" ", ""))
+@pytest.fixture(params=[(shape, *kind) for shape in SHAPES for kind in KINDS], ids=lambda p: "-".join(map(str, p)).replace(" ", ""))
 def case(request: pytest.FixtureRequest, rng: np.random.Generator) -> tuple[Operands, dict[str, Any]]:
     return call(rng, *request.param)
 
@@ -77,13 +70,19 @@ def test_every_batch_item_alone(isa: str, case: tuple[Operands, dict[str, Any]])
         same(got, qkvc.AttentionOutput(whole.out[item], whole.lse[item]), f"item {item}")
 
 
+def share_of_head(name: str, x: Any, h: int) -> Any:
+    if name in ("mask", "bias"):
+        return x[..., h : h + 1, :, :]
+    return x[..., h : h + 1] if name in ("alibi_slopes", "sinks", "head_scale") else x
+
+
 def test_every_head_alone(isa: str, case: tuple[Operands, dict[str, Any]]) -> None:
     (q, k, v), options = case
     group = q.shape[-3] // k.shape[-3]
     whole = qkvc.attention_with_lse(q, k, v, **options)
     for h in range(q.shape[-3]):
         kv = slice(h // group, h // group + 1)
-        alone = {name: x[..., h : h + 1, :, :] if name in ("mask", "bias") else x for name, x in options.items()}
+        alone = {name: share_of_head(name, x, h) for name, x in options.items()}
         got = qkvc.attention_with_lse(q[..., h : h + 1, :, :], k[..., kv, :, :], v[..., kv, :, :], **alone)
         same(got, qkvc.AttentionOutput(whole.out[..., h : h + 1, :, :], whole.lse[..., h : h + 1, :]), f"head {h}")
 
@@ -135,8 +134,8 @@ def test_every_alignment(isa: str, rng: np.random.Generator) -> None:
 def test_out(isa: str, case: tuple[Operands, dict[str, Any]]) -> None:
     arrays, options = case
     expected = qkvc.attention_with_lse(*arrays, **options)
-    for name in ("contiguous", "fortran", "gaps on every axis", "reversed", "4 bytes off a cache line"):
-        out = MEMORY[name](np.full(expected.out.shape, np.nan, np.float32))
+    for name in ("contiguous", "fortran", "gaps on every axis", "reversed", "one element off a cache line"):
+        out = MEMORY[name](np.full_like(expected.out, np.nan))
         same(qkvc.attention_with_lse(*arrays, **options, out=out), expected, name)
 
 

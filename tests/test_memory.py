@@ -55,6 +55,10 @@ CALLS = {
     "bias": "q, k, v, out = arrays(1, 3000, 3000, 64); options = dict(bias=np.zeros((3000, 3000), np.float32))",
     "column bias": "q, k, v, out = arrays(4, 3000, 3000, 64); options = dict(bias=np.zeros((3000, 1), np.float32))",
     "lengths": "q, k, v, out = arrays(1, 6000, 6000, 64); options = dict(key_lengths=5000, causal='bottom-right')",
+    "window": "q, k, v, out = arrays(1, 6000, 6000, 64); options = dict(window=(500, 500))",
+    "softcap, ALiBi, sinks, head_scale": "q, k, v, out = arrays(8, 1500, 1500, 64); "
+    "options = dict(softcap=2.0, alibi_slopes=0.1, sinks=0.5, head_scale=2.0)",
+    "float64": "q, k, v, out = (x.astype(float) for x in arrays(1, 3000, 3000, 64)); options = dict(causal=True)",
     "element strides": "q, k, v, out = (np.repeat(x, 2, -1)[..., ::2] for x in arrays(1, 6000, 6000, 32)); options = {}",
     "transposed keys": "q, k, v, out = arrays(1, 6000, 6000, 64); "
     "k, v = (np.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2) for x in (k, v)); options = {}",
@@ -80,6 +84,37 @@ print(growth(lambda: qkvc.attention(q, k, v, out=out, num_threads={threads}, **o
     matrix = 4 * 3000 * 3000
     assert grown < threads * MB
     assert threads * MB < matrix / 10, "the limit must be far below an L x L matrix, or this shows nothing"
+
+
+def test_statistics_make_no_matrix(figures: list[str]) -> None:
+    """Results aside, a few rows: the weights of 2 heads of 4096 would be 134 MB."""
+    printed = run_child(
+        METER
+        + """
+q = np.random.default_rng(0).standard_normal((1, 2, 4096, 64), dtype=np.float32)
+qkvc.attention_stats(q[:, :, :40], q[:, :, :40], top_k=4)
+for threads in (1, 2):
+    print(growth(lambda: qkvc.attention_stats(q, q, top_k=4, causal=True, num_threads=threads)))
+""",
+        **EXACT,
+    )
+    grown = list(map(int, printed.split()))
+    figures.append(f"memory of attention_stats at 1x2x4096x64, results included: {', '.join(f'{n // 1024} KB' for n in grown)}")
+    assert max(grown) < 4 * MB
+
+
+def test_chosen_weights_make_no_matrix() -> None:
+    """Two heads and three queries of 8 x 4096 are what is computed, not cut out of 512 MB; the chosen heads' keys are copied."""
+    printed = run_child(
+        METER
+        + """
+q = np.random.default_rng(0).standard_normal((1, 8, 4096, 64), dtype=np.float32)
+qkvc.attention_weights(q[:, :, :40], q[:, :, :40], heads=[1], queries=[2])
+print(growth(lambda: qkvc.attention_weights(q, q, heads=[7, 2], queries=[4000, 3, -1])))
+""",
+        **EXACT,
+    )
+    assert int(printed) < 8 * MB
 
 
 def test_the_meter_sees_a_matrix() -> None:

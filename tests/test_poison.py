@@ -10,24 +10,33 @@ from numpy.typing import NDArray
 
 import qkvc
 
+from .options import DTYPES
 from .reference import problem
 from .support import MEMORY, assert_same_bits, bits, normal, operands
 
 
-def from_bits(pattern: int) -> np.float32:
-    return np.array(pattern, np.uint32).view(np.float32)[()]
+def from_bits(pattern: int, size: int) -> Any:
+    return np.array(pattern, f"u{size}").view(f"f{size}")[()]
 
 
-POISON = {
-    "quiet NaN": from_bits(0x7FC00000),
-    "negative NaN with a payload": from_bits(0xFFD5A5A5),
-    "signalling NaN": from_bits(0x7F800001),
-    "signalling NaN, all bits": from_bits(0xFFBFFFFF),
-    "+inf": np.float32(np.inf),
-    "-inf": np.float32(-np.inf),
-    "1e38": np.float32(1e38),
-    "-3e38": np.float32(-3e38),
-}
+def poisons(dtype: str) -> dict[str, Any]:
+    size, kind = (4, np.float32) if dtype == "float32" else (8, np.float64)
+    top = float(np.finfo(kind).max)
+    shift = 8 * size - 32
+    quiet, first = (0x7FC00000, 0x7F800000) if size == 4 else (0x7FF80000, 0x7FF00000)
+    return {
+        "quiet NaN": from_bits(quiet << shift, size),
+        "negative NaN with a payload": from_bits((quiet | 0x8015A5A5) << shift, size),
+        "signalling NaN": from_bits((first << shift) | 1, size),
+        "signalling NaN, all bits": from_bits(((1 << 8 * size) - 1) ^ ((quiet ^ first) << shift), size),
+        "+inf": kind(np.inf),
+        "-inf": kind(-np.inf),
+        "huge": kind(0.3 * top),
+        "huge, negative": kind(-0.9 * top),
+    }
+
+
+POISON = poisons("float32")
 NANS = {name: value for name, value in POISON.items() if "NaN" in name}
 
 # The first crosses no block of 128 keys and no tile, the others do, with remainders; 48 queries fill a tile of AVX-512 exactly.
@@ -57,43 +66,70 @@ def hidden(name: str, rng: np.random.Generator, heads: int, l_q: int, l_k: int) 
         return {"causal": True, "q_offset": offset}, np.arange(l_k) > max(offset + l_q - 1, -1)
     if name == "causal beside lengths":
         return {"causal": "bottom-right", "key_lengths": l_k - 3}, np.arange(l_k) >= l_k - 3
+    if name == "window":
+        first, left, right = l_k // 2 - l_q, l_k // 5, 2
+        return {"window": (left, right), "q_offset": first}, outside(first - left, first + l_q + right, l_k)
+    if name == "window of one side":
+        return {"window": (-1, 0), "q_offset": l_k // 3 - l_q}, outside(0, l_k // 3, l_k)
+    if name == "window, causal and lengths":
+        length, left = l_k - l_k // 4, l_k // 3
+        return {"window": (left, -1), "causal": "bottom-right", "key_lengths": length}, outside(length - l_q - left, length, l_k)
     return {"mask": np.zeros((l_q, 1), bool)}, np.ones(l_k, bool)
 
 
-HIDING = ("mask of one row", "mask", "bias", "mask and bias", "key_lengths", "causal", "causal beside lengths", "everything")
+def outside(first: int, end: int, l_k: int) -> NDArray[np.bool_]:
+    j = np.arange(l_k)
+    return (j < first) | (j >= end)
 
 
+HIDING = ("mask of one row", "mask", "bias", "mask and bias", "key_lengths", "causal", "causal beside lengths", "window",
+          "window of one side", "window, causal and lengths", "everything")  # fmt: skip
+
+
+def beside(rng: np.random.Generator, heads: int, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that hide nothing, where they fit."""
+    more = {"softcap": 2.0, "sinks": rng.standard_normal(heads), "head_scale": rng.standard_normal(heads)}
+    if "causal" in options or "window" in options:
+        more["alibi_slopes"] = rng.random(heads)
+    return {**options, **more}
+
+
+@pytest.mark.parametrize("more", [False, True], ids=["alone", "with softcap, ALiBi, sinks, head_scale"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("poison", POISON)
 @pytest.mark.parametrize("hiding", HIDING)
-def test_keys_nobody_attends_to(isa: str, rng: np.random.Generator, hiding: str, poison: str) -> None:
+def test_keys_nobody_attends_to(isa: str, rng: np.random.Generator, hiding: str, poison: str, dtype: str, more: bool) -> None:
+    bad = poisons(dtype)[poison]
     for heads, lengths in SIZES:
-        q, k, v = operands(rng, (2,), heads, lengths, (9, 12))
+        q, k, v = (x.astype(dtype) for x in operands(rng, (2,), heads, lengths, (9, 12)))
         options, never = hidden(hiding, rng, heads[0], *lengths)
+        options = beside(rng, heads[0], options) if more else options
         assert not problem(q, k, v, **options).allowed[..., never].any()
         clean = qkvc.attention_with_lse(q, k, v, **options)
         assert np.isfinite(clean.out).all()
         k_bad, v_bad = k.copy(), v.copy()
-        k_bad[..., never, :] = v_bad[..., never, :] = POISON[poison]
+        k_bad[..., never, :] = v_bad[..., never, :] = bad
         k_one, v_one = k.copy(), v.copy()
-        k_one[..., never, 3] = v_one[..., never, 7] = POISON[poison]
+        k_one[..., never, 3] = v_one[..., never, 7] = bad
         for what, key, value in (("K", k_bad, v), ("V", k, v_bad), ("K and V", k_bad, v_bad), ("one channel", k_one, v_one)):
             got = qkvc.attention_with_lse(q, key, value, **options)
             assert_same_bits(got.out, clean.out, f"{what} {heads} {lengths}")
             assert_same_bits(got.lse, clean.lse, f"lse, {what} {heads} {lengths}")
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("poison", POISON)
-def test_biases_that_are_masked_out(isa: str, rng: np.random.Generator, poison: str) -> None:
+def test_biases_that_are_masked_out(isa: str, rng: np.random.Generator, poison: str, dtype: str) -> None:
     for heads, lengths in SIZES:
-        q, k, v = operands(rng, (2,), heads, lengths, (9, 12))
-        bias = normal(rng, heads[0], *lengths)
+        q, k, v = (x.astype(dtype) for x in operands(rng, (2,), heads, lengths, (9, 12)))
+        bias = normal(rng, heads[0], *lengths).astype(dtype)
         for name in HIDING:
             if "bias" in name:
                 continue
             options, _ = hidden(name, rng, heads[0], *lengths)
             allowed = problem(q, k, v, **options).allowed[0]
             clean = qkvc.attention_with_lse(q, k, v, bias=bias, **options)
-            got = qkvc.attention_with_lse(q, k, v, bias=np.where(allowed, bias, POISON[poison]), **options)
+            got = qkvc.attention_with_lse(q, k, v, bias=np.where(allowed, bias, poisons(dtype)[poison]), **options)
             assert_same_bits(got.out, clean.out, f"{name} {lengths}")
             assert_same_bits(got.lse, clean.lse, f"lse, {name} {lengths}")
 
@@ -105,7 +141,8 @@ def test_a_key_that_some_rows_attend_to(isa: str, rng: np.random.Generator, wher
     for heads, lengths in SIZES:
         q, k, v = operands(rng, (), heads, lengths, (9, 12))
         group = heads[0] // heads[1]
-        for options in ({"mask": rng.random((heads[0], *lengths)) < 0.5}, {"causal": "bottom-right"}):
+        window = {"causal": "bottom-right", "window": (lengths[1] // 4, -1)}
+        for options in ({"mask": rng.random((heads[0], *lengths)) < 0.5}, {"causal": "bottom-right"}, window):
             clean = qkvc.attention(q, k, v, **options)
             allowed = problem(q, k, v, **options).allowed
             for j in {0, lengths[1] // 2, lengths[1] - 1, *rng.integers(0, lengths[1], 3)}:
