@@ -1,0 +1,239 @@
+"""Random calls over the whole option space against the oracle, each element within its own bound.
+
+Every number is a whole configuration: shapes, memory, dtypes, options, kernel set and threads.  A failure prints the line that repeats it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import qkvc
+
+from .reference import (
+    Bounds,
+    Reference,
+    certificate,
+    exact_for,
+    reference,
+    reference_scores,
+    reference_stats,
+    result_type,
+    stats_certificate,
+    unit_of,
+)
+from .support import MEMORY, share_of_bound
+
+LENGTHS = (0, 1, 2, 3, 5, 15, 16, 17, 31, 33, 47, 48, 49, 63, 64, 65, 95, 97, 127, 128, 129, 143, 255, 256, 257, 300, 385)
+DIMS = (1, 2, 3, 4, 7, 8, 16, 17, 31, 32, 33, 40, 64, 65, 80, 96, 127, 128, 130)
+BATCHES = ((), (), (1,), (2,), (3,), (2, 2), (1, 3), (0,), (2, 1, 2))
+DTYPES = ("float32", "float32", "float32", "float32", "float32", "float32", ">f4", "float64", "float64", "float64", ">f8", "int16", "bool")
+WORK = 600_000  # multiply-adds of one configuration: long double, the oracle of float64, has no BLAS
+
+
+class Call(NamedTuple):
+    isa: str
+    arrays: list[NDArray[Any]]
+    options: dict[str, Any]
+    threads: int
+
+    def __str__(self) -> str:
+        named = {**dict(zip(("query", "key", "value"), self.arrays, strict=True)), **self.options, "num_threads": self.threads}
+        parts = (f"{name}={x.dtype}{list(x.shape)}" if isinstance(x, np.ndarray) else f"{name}={x!r}" for name, x in named.items())
+        return f"{self.isa}: {', '.join(parts)}"
+
+
+def configuration(number: int) -> Call:
+    rng = np.random.default_rng(number)
+
+    def chance(p: float) -> bool:
+        return bool(rng.random() < p)
+
+    def pick(choices: Any) -> Any:
+        return choices[rng.integers(len(choices))]
+
+    def length() -> int:
+        return int(pick(LENGTHS) if chance(0.7) else rng.integers(0, 200))
+
+    def dim() -> int:
+        return int(pick(DIMS) if chance(0.6) else rng.integers(0 if chance(0.05) else 1, 131))
+
+    def smaller(shape: tuple[int, ...], p: float = 0.35) -> tuple[int, ...]:
+        """A shape that broadcasts to this one, sometimes with fewer axes."""
+        shape = tuple(1 if chance(p) else n for n in shape)
+        while shape and shape[0] == 1 and chance(0.5):
+            shape = shape[1:]
+        return shape
+
+    def numbers(*shape: int, dtype: str = "float32") -> NDArray[Any]:
+        kind = np.dtype(dtype).kind
+        return rng.integers(0 if kind == "b" else -3, 2, shape).astype(dtype) if kind in "bi" else rng.standard_normal(shape).astype(dtype)
+
+    def placed(x: NDArray[Any]) -> NDArray[Any]:
+        if x.ndim < 2 or chance(0.5):
+            return x
+        return MEMORY[pick(list(MEMORY))](x)
+
+    batch, kv_heads, group = pick(BATCHES), int(rng.integers(1, 4)), pick((1, 1, 2, 3, 7, 8))
+    l_q, l_k, d, d_v = length(), length(), dim(), dim()
+    if chance(0.3):
+        l_q = l_k
+    while np.prod(batch, dtype=int) * kv_heads * group * l_q * l_k * (d + d_v + 20) > WORK * 10:
+        batch, kv_heads, group, l_q = batch[1:], max(1, kv_heads - 1), max(1, group // 2), l_q - l_q // 4
+    heads, layout = kv_heads * group, pick(("bhld", "blhd"))
+
+    dtypes = [pick(DTYPES)] * 3 if chance(0.8) else [pick(DTYPES) for _ in range(3)]
+    arrays = []
+    for n, tail in enumerate([(heads, l_q, d), (kv_heads, l_k, d), (kv_heads, l_k, d_v)]):
+        lead = batch if n == 0 else smaller(batch)
+        shape = (*lead, *tail) if layout == "bhld" else (*lead, tail[1], tail[0], tail[2])
+        flat = not batch and heads == kv_heads == 1 and layout == "bhld" and chance(0.3)
+        arrays.append(placed(numbers(*(shape[1:] if flat else shape), dtype=dtypes[n])))
+
+    options: dict[str, Any] = {"layout": layout}
+    scores = (*batch, heads, l_q, l_k)
+    if chance(0.3):
+        options["mask"] = placed(rng.random(smaller(scores)) < pick((0.05, 0.5, 0.95)))
+    if chance(0.3):
+        bias = numbers(*smaller(scores), dtype=pick(("float32", "float64")))
+        options["bias"] = placed(np.where(rng.random(bias.shape) < 0.1, -np.inf, bias).astype(bias.dtype) if chance(0.3) else bias)
+    if chance(0.3):
+        options["key_lengths"] = rng.integers(0, l_k + 1, smaller(batch))
+    if chance(0.35):
+        options["window"] = tuple(int(pick((-1, 0, 1, 5, 16, 60, 127, 128, 200))) for _ in range(2))
+    if chance(0.3):
+        options["alibi_slopes"] = (2.0 ** -rng.uniform(0, 8, smaller((*batch, heads), 0.2))).astype(pick(("float32", "float64")))
+    if chance(0.4):
+        options["causal"] = pick((True, "top-left", "bottom-right"))
+    aligned = isinstance(options.get("causal", False), str)
+    uses = options.get("causal", False) is True or "alibi_slopes" in options or options.get("window", (-1, -1)) != (-1, -1)
+    if uses and not aligned and (l_q != l_k or chance(0.5)):
+        options["q_offset"] = rng.integers(-l_q - 2, l_k + 3, smaller(batch))
+    if chance(0.3):
+        sinks = rng.normal(0, 3, smaller((*batch, heads), 0.2))
+        options["sinks"] = np.where(rng.random(sinks.shape) < 0.2, -np.inf, sinks)
+    if chance(0.3):
+        options["softcap"] = float(pick((0.5, 2.0, 15.0, 50.0)))
+    if chance(0.2):
+        options["head_scale"] = numbers(*smaller((*batch, heads), 0.2))
+    if chance(0.3):
+        options["scale"] = float(rng.uniform(-1, 1))
+    return Call(pick(qkvc.kernels()), arrays, options, int(pick((1, 2, 3, 7))))
+
+
+def check(number: int) -> dict[str, float]:
+    """Run one configuration through the functions; the largest error of each result, in units of its bound."""
+    call = configuration(number)
+    dtype, exact = result_type(*call.arrays), exact_for(*call.arrays)
+    with qkvc.use_kernels(call.isa):
+        got = qkvc.attention_with_lse(*call.arrays, **call.options, num_threads=call.threads)
+        inside = INSIDE[number % len(INSIDE)]
+        expected = reference(*call.arrays, dtype=exact, **call.options)
+        bounds = certificate(*call.arrays, unit=unit_of(dtype), dtype=exact, **call.options)
+        shares = {
+            f"out {dtype}": share_of_bound("out", got.out, expected.out, bounds.out, dtype),
+            f"lse {dtype}": share_of_bound("lse", got.lse, expected.lse, bounds.lse, dtype),
+        }
+        return {**shares, **inside(call, got, expected, bounds)}
+
+
+def in_parts(call: Call, whole: qkvc.AttentionOutput, expected: Reference, bounds: Bounds) -> dict[str, float]:
+    """Keys in three ranges, by masks, and merged."""
+    dtype = whole.out.dtype
+    l_k = call.arrays[1].shape[-2 if call.options["layout"] == "bhld" or call.arrays[1].ndim == 2 else -3]
+    parts = []
+    for n, (low, high) in enumerate(itertools.pairwise((0, l_k // 3, l_k // 3 * 2, l_k))):
+        inside = (np.arange(l_k) >= low) & (np.arange(l_k) < high)
+        options = {**call.options, "mask": call.options.get("mask", True) & inside, "sinks": call.options.get("sinks") if n == 1 else None}
+        parts.append(qkvc.attention_with_lse(*call.arrays, **options, num_threads=call.threads))
+    merged = qkvc.merge_attention([x.out for x in parts], [x.lse for x in parts], layout=call.options["layout"])
+    return {
+        f"merged {dtype}": share_of_bound("merged", merged.out, expected.out, 4 * bounds.out, dtype),
+        f"merged lse {dtype}": share_of_bound("merged lse", merged.lse, expected.lse, 4 * bounds.lse, dtype),
+    }
+
+
+def looked_into(call: Call) -> tuple[NDArray[Any], NDArray[Any], dict[str, Any], dict[str, Any]]:
+    """Query, key, the options of the functions that look inside, and how the oracle computes for them."""
+    query, key, _ = call.arrays
+    options = {name: x for name, x in call.options.items() if name != "head_scale"}
+    return query, key, options, {**options, "dtype": exact_for(query, key)}
+
+
+def scores(call: Call, *_: Any) -> dict[str, float]:
+    query, key, options, exactly = looked_into(call)
+    dtype = result_type(query, key)
+    bounds = certificate(query, key, unit=unit_of(dtype), **exactly)
+    shares = {}
+    for stage in ("raw", "softcap", "bias", "softmax"):
+        got = qkvc.attention_scores(query, key, stage=stage, **options, num_threads=call.threads)
+        expected = reference_scores(query, key, stage, **exactly)
+        size = np.where(np.isinf(expected), 0, np.abs(expected))
+        bound = bounds.weight if stage == "softmax" else bounds.score + 4 * unit_of(dtype) * size
+        shares[f"{stage} {dtype}"] = share_of_bound(stage, got, expected, bound, dtype)
+    return shares
+
+
+def selected(call: Call, *_: Any) -> dict[str, float]:
+    query, key, options, exactly = looked_into(call)
+    dtype = result_type(query, key)
+    expected = reference_scores(query, key, "softmax", **exactly)
+    bound = certificate(query, key, unit=unit_of(dtype), **exactly).weight
+    rng = np.random.default_rng(expected.size)
+    l_q = expected.shape[-2]
+    queries = rng.integers(-l_q, l_q, 5) if l_q else []
+    chosen: dict[str, Any] = {"queries": queries}
+    pick = (..., np.asarray(queries, int), slice(None))
+    if min(query.ndim, key.ndim) > 2:
+        heads = rng.integers(-expected.shape[-3], expected.shape[-3], 2)
+        chosen["heads"] = list(map(int, heads))
+        expected, bound = expected[..., heads, :, :], bound[..., heads, :, :]
+    got = qkvc.attention_weights(query, key, **options, **chosen, num_threads=call.threads)
+    return {f"weights {dtype}": share_of_bound("weights", got, expected[pick], bound[pick], dtype)}
+
+
+def stats(call: Call, *_: Any) -> dict[str, float]:
+    query, key, options, exactly = looked_into(call)
+    dtype = result_type(query, key)
+    bounds = stats_certificate(query, key, unit=unit_of(dtype), **exactly)
+    expected = reference_stats(query, key, **exactly)
+    twice = qkvc.attention_stats(query, key, **options, top_k=3, num_threads=call.threads)
+    once = qkvc.attention_stats(query, key, **options, lse=twice.lse, num_threads=call.threads)
+    shares = {}
+    for name, exact, bound in zip(expected._fields, expected, bounds, strict=True):
+        found = [share_of_bound(f"{name} {n}", getattr(got, name), exact, bound, dtype) for n, got in (("twice", twice), ("once", once))]
+        shares[f"{name} {dtype}"] = max(found)
+    return shares
+
+
+INSIDE: tuple[Callable[..., dict[str, float]], ...] = (scores, selected, stats, in_parts)
+
+
+def sweep(numbers: range, figures: list[str]) -> None:
+    shares: dict[str, list[float]] = {}
+    missed: list[str] = []
+    for number in numbers:
+        try:
+            for name, share in check(number).items():
+                shares.setdefault(name, []).append(share)
+        except Exception as error:
+            line = f'python -c "from tests.test_random import check; check({number})"'
+            missed.append(f"{line}\n    {type(error).__name__}: {error}\n    {configuration(number)}")
+    for name, found in sorted(shares.items()):
+        quantiles = ", ".join(f"{q:.1%} {np.quantile(found, q):.3f}" for q in (0.5, 0.95, 0.999))
+        figures.append(f"error / bound, {name}, {len(found)} random configurations: {quantiles}, largest {max(found):.3f}")
+    assert not missed, f"{len(missed)} of {len(numbers)} configurations:\n" + "\n".join(missed[:8])
+
+
+def test_a_thousand_random_calls(figures: list[str]) -> None:
+    sweep(range(1000), figures)
+
+
+@pytest.mark.full
+def test_ten_thousand_random_calls(figures: list[str]) -> None:
+    sweep(range(1000, 13_000), figures)
