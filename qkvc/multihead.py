@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -239,19 +239,17 @@ class MultiHeadAttention(Weights):
         """The first `parts` of the three, checked; what was given twice is the same object twice."""
         if key is None and value is not None:
             raise TypeError(bad("key", "an array, as value is one", "None", WHO))
-        key = query if key is None else key
-        value = key if value is None else value
-        arrays: list[Array] = []
-        for name, x, width in (("query", query, self.embed_dim), ("key", key, self.kdim), ("value", value, self.vdim))[:parts]:
-            array = next((a for a, given in zip(arrays, (query, key), strict=False) if given is x), None)
-            array = self._real(name, x) if array is None else array
+        arrays = [self._real("query", query)]
+        arrays.append(arrays[0] if key is None or key is query else self._real("key", key))
+        if parts == 3:
+            arrays.append(arrays[1] if value is None or value is key else self._real("value", value))
+        for name, array, width in zip(("query", "key", "value"), arrays, (self.embed_dim, self.kdim, self.vdim), strict=False):
             if array.ndim < 2 or array.shape[-1] != width:
                 raise ValueError(bad(name, f"shape (..., length, {width})", shape_text(array), WHO))
-            arrays.append(array)
         if arrays[1].shape[-2] != arrays[-1].shape[-2]:
             raise ValueError(bad("value", f"{arrays[1].shape[-2]} tokens, as key has", shape_text(arrays[-1]), WHO))
         try:
-            np.broadcast_shapes(*(array.shape[:-2] for array in arrays))
+            np.broadcast_shapes(*{array.shape[:-2] for array in arrays})
         except ValueError:
             shapes = ", ".join(str(array.shape) for array in arrays)
             raise ValueError(bad("query, key and value", "batches that broadcast", f"shapes {shapes}", WHO)) from None
@@ -266,7 +264,7 @@ class MultiHeadAttention(Weights):
             product = project(inputs[first], weight, bias, None, num_threads)
             counts = self._heads[first:last]
             split = product.reshape(*product.shape[:-1], sum(counts), self.head_dim)
-            heads += np.split(split, np.cumsum(counts[:-1]), axis=-2)
+            heads += [split[..., end - count : end, :] for count, end in zip(counts, accumulate(counts), strict=True)]
         return heads
 
     def _checked(self, options: dict[str, Any], function: Any) -> dict[str, Any]:
