@@ -10,7 +10,7 @@ KERNELS = src/dispatch.c $(wildcard src/*_f32.c src/*_f64.c)
 
 .DEFAULT_GOAL := help
 .PRECIOUS: $(VENV)/%
-.PHONY: help demo test test-full dev lint format bench annotate asm debug dist prototypes exp2 clean
+.PHONY: help demo test test-full dev lint format bench annotate asm kernels neon gate debug dist prototypes exp2 clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /	/' | expand -t 14
@@ -61,6 +61,21 @@ annotate: $(VENV)/lint  ## Cython's view of where Python is still spoken: build/
 asm:  ## the inner loop of the score kernel, 4 keys x 48 queries
 	@mkdir -p build && $(CC) $(CFLAGS) -c src/avx512_f32.c -o build/asm.o
 	@objdump --disassemble=scores --no-show-raw-insn build/asm.o | $(PYTHON) tools/inner_loop.py
+
+kernels:  ## every kernel alone and whole forwards, in C
+	@mkdir -p build && $(CC) $(CFLAGS) tests/c/forward.c $(KERNELS) -lm -o build/forward && build/forward
+
+need = @command -v $(1) >/dev/null || { echo "make $@ needs $(1): apt-get install $(2)" >&2; exit 1; }
+
+neon:  ## the same on an emulated AArch64
+	$(call need,aarch64-linux-gnu-gcc,gcc-aarch64-linux-gnu libc6-dev-arm64-cross)
+	$(call need,qemu-aarch64,qemu-user)
+	@mkdir -p build && aarch64-linux-gnu-gcc -static $(CFLAGS) tests/c/forward.c $(KERNELS) -lm -o build/forward_neon
+	qemu-aarch64 build/forward_neon
+
+gate: $(VENV)/built  ## import and compute on emulated CPUs without AVX and without AVX-512
+	$(call need,qemu-x86_64,qemu-user)
+	bash tools/gate.sh $(PY)
 
 debug: $(VENV)/test  ## bounds checks on, optimiser off
 	QKVC_DEBUG=1 $(PY) setup.py --quiet build_ext --inplace --force
