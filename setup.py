@@ -49,6 +49,7 @@ setup(
             extension("_tile", []),
             extension("_attention", []),
             extension("_inside", []),
+            extension("_describe", []),
             extension("_softmax", []),
             extension("_linear", []),
         ],

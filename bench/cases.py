@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from math import isqrt
 
-ALIGNMENTS = ("top-left", "bottom-right")
+from qkvc._console import ALIGNMENTS
+
 MASKS = ("padding", "window", "random", "bias")
 OPTIONS = ("softcap", "alibi", "sinks")
 BYTES = {"float32": 4, "float64": 8}  # of a number

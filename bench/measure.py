@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -13,6 +12,7 @@ from time import perf_counter, process_time, sleep
 import numpy as np
 
 from qkvc import _kernels
+from qkvc.explanation import read_bandwidth
 
 from .cases import Case
 from .forms import Form, Rival
@@ -23,7 +23,6 @@ from .works import WORKS
 # float32 differs from exact results by about 1e-6 on these inputs, half precision in disguise by 1e-3; float64 by 1e-15, with a float32
 # inside by 1e-7.
 TOLERANCE = {"float32": 1e-4, "float64": 1e-12}
-READ_BYTES = 1 << 27  # several times the last cache of most machines
 
 
 @dataclass(frozen=True)
@@ -131,16 +130,6 @@ def trial(form: Form) -> float:
         return first
     calls = max(1, min(1000, int(0.02 / first)))  # in a row, since a small call after a pause mostly waits for sleeping threads
     return min(time_calls(form, calls) for _ in range(max(1, min(3, int(0.2 / (first * calls))))))
-
-
-def read_bandwidth(buffer: Floats, threads: int) -> float:
-    """GB/s at which `threads` threads read memory: the maximum of a large array, in parts."""
-    parts = np.array_split(buffer, 4 * threads)
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(np.max, parts[:threads]))  # starts the threads
-        start = perf_counter()
-        list(pool.map(np.max, parts))
-        return buffer.nbytes / 1e9 / (perf_counter() - start)
 
 
 def measure(case: Case, entrants: Mapping[str, Rival], effort: Effort, absent: dict[str, str], buffer: Floats) -> CaseResult:

@@ -17,12 +17,14 @@ from pathlib import Path
 import numpy as np
 
 import qkvc
+from qkvc._console import add_sizes, parse_sizes
 from qkvc._console import table as print_table
+from qkvc.explanation import READ_BYTES
 
 from . import report
-from .cases import ALIGNMENTS, BYTES, CASES, MASKS, OPTIONS, Case, select
+from .cases import CASES, MASKS, OPTIONS, Case, select
 from .forms import Rival
-from .measure import READ_BYTES, Effort, measure
+from .measure import Effort, measure
 from .results import Result
 from .works import RIVALS, WORKS, ours
 
@@ -45,15 +47,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     what.add_argument("--cases", nargs="+", metavar="PATTERN", help="names or kinds, `*` allowed: 8x12*, encoder")
     what.add_argument("--list", action="store_true", help="print names and kinds, measure nothing")
     what.add_argument("--shape", metavar="BxHxLxD", help="one case of your own instead")
-    what.add_argument("--kv", type=int, default=0, dest="keys", metavar="L", help="its number of keys, if another than of queries")
-    what.add_argument("--kv-heads", type=int, default=0, metavar="H", help="its number of key heads, if fewer than query heads")
-    what.add_argument("--v-dim", type=int, default=0, metavar="D", help="its width of values, if another than of keys")
-    what.add_argument("--causal", nargs="?", const="top-left", default="", choices=ALIGNMENTS)
+    add_sizes(what)
     what.add_argument("--mask", default="", choices=MASKS)
     what.add_argument("--window", type=int, default=0, metavar="W", help="each query sees its own key and W before it")
     what.add_argument("--option", default="", choices=OPTIONS)
-    what.add_argument("--dtype", default="float32", choices=tuple(BYTES))
-    what.add_argument("--layout", default="bhld", choices=("bhld", "blhd"))
     how = parser.add_argument_group("measuring")
     how.add_argument("--rivals", metavar="NAMES", help=f"with commas, from {','.join(RIVALS)}; none for no rival")
     how.add_argument("--isa", metavar="NAMES", help=f"kernel sets to compare, with commas, from {','.join(qkvc.kernels())}")
@@ -69,11 +66,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 def _cases(options: argparse.Namespace) -> list[Case]:
     own = {name: getattr(options, name) for name in OF_SHAPE}
     if options.shape:
-        try:
-            batch, heads, queries, dim = (int(n) for n in options.shape.split("x"))
-        except ValueError:
-            raise ValueError(f"--shape: expected four numbers as in 2x8x300x64, got {options.shape!r}") from None
-        return [Case(batch, heads, queries, dim, **own)]
+        return [Case(*parse_sizes(options.shape, "--shape"), **own)]
     if own != OF_SHAPE:
         raise ValueError(
             "--kv, --kv-heads, --v-dim, --causal, --mask, --window, --option, --dtype and --layout describe a --shape, not given"

@@ -10,6 +10,7 @@ from importlib.metadata import version as _version
 
 from qkvc.config import get_num_threads, kernels, set_num_threads, show_config, use_kernels
 from qkvc.doors import dot_product_attention, scaled_dot_product_attention
+from qkvc.explanation import Explanation, explain
 from qkvc.functional import (
     AttentionOutput,
     attention,
@@ -31,6 +32,7 @@ if "threadpoolctl" in _sys.modules:
 __all__ = [
     "AttentionOutput",
     "AttentionStats",
+    "Explanation",
     "MultiHeadAttention",
     "attention",
     "attention_scores",
@@ -39,6 +41,7 @@ __all__ = [
     "attention_with_lse",
     "concat_heads",
     "dot_product_attention",
+    "explain",
     "get_num_threads",
     "kernels",
     "logsumexp",

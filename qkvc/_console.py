@@ -1,4 +1,4 @@
-"""Text and tables on the terminal: by rich where it is installed, in plain columns where not."""
+"""The terminal: text and tables, by rich where it is installed, in plain columns where not; and how the sizes of a problem are typed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from argparse import _ActionsContainer
+
     from rich.console import Console
 
 
@@ -58,3 +60,33 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, 
     for row in (columns, ["-" * width for width in widths], *rows):
         cells = [cell.ljust if index < text_columns else cell.rjust for index, cell in enumerate(row)]
         print("  ".join(justify(width) for justify, width in zip(cells, widths, strict=True)).rstrip())
+
+
+ALIGNMENTS = ("top-left", "bottom-right")
+
+
+def add_sizes(to: _ActionsContainer) -> None:
+    """The options that say where a problem of BxHxLxD differs from self-attention of equal heads."""
+    to.add_argument("--kv", type=int, default=0, dest="keys", metavar="L", help="number of keys, if another than of queries")
+    to.add_argument("--kv-heads", type=int, default=0, metavar="H", help="number of key heads, if fewer than query heads")
+    to.add_argument("--v-dim", type=int, default=0, metavar="D", help="width of values, if another than of keys")
+    to.add_argument("--causal", nargs="?", const="top-left", default="", choices=ALIGNMENTS)
+    to.add_argument("--dtype", default="float32", choices=("float32", "float64"))
+    to.add_argument("--layout", default="bhld", choices=("bhld", "blhd"))
+
+
+def parse_sizes(text: str, option: str) -> tuple[int, int, int, int]:
+    """Batch, heads, queries and width of BxHxLxD."""
+    try:
+        batch, heads, queries, dim = parse_integers(text, option, "x")
+    except ValueError:
+        raise ValueError(f"{option}: expected four numbers as in 2x8x300x64, got {text!r}") from None
+    return batch, heads, queries, dim
+
+
+def parse_integers(text: str, option: str, between: str) -> tuple[int, ...]:
+    """Integers with a sign between them."""
+    try:
+        return tuple(int(n) for n in text.split(between))
+    except ValueError:
+        raise ValueError(f"{option}: expected integers with {between!r} between them, got {text!r}") from None

@@ -58,6 +58,9 @@ cdef class Plan:
     cdef tuple batch_shape(self)
 
 
+# What a lane costs beside its flops, in flops of the same time for each of D + Dv.
+cdef double LANE_OVERHEAD
+
 # `value` and `out` may be None where only scores are wanted; then nothing is written.
 cdef Plan make_plan(object query, object key, object value, object mask, object bias, object causal, object q_offset, object window,
                     object key_lengths, object alibi_slopes, object sinks, object softcap, object scale, object head_scale, object layout,

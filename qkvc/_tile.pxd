@@ -73,5 +73,8 @@ cdef void score(const Problem *p, Scratch *s, const Tile *t, const int *depth, c
 cdef void note_allowed(const Problem *p, Scratch *s, const Tile *t, const int *depth, const Block *b) noexcept nogil
 cdef void settle(const Problem *p, Scratch *s, const Tile *t) noexcept nogil
 
+# Bytes of a worker's scratch, laid out in its memory unless that is NULL.
+cdef size_t carve(const Problem *p, char *memory) noexcept nogil
+
 # Run `task` for every tile on the problem's threads.
 cdef int sweep(Plan plan, Task task, Py_ssize_t tasks, void *extra) except -1

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import qkvc
-from qkvc._console import complain, table
+from qkvc._console import add_sizes, complain, parse_integers, parse_sizes, table
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -45,6 +45,56 @@ def run_bench(arguments: Sequence[str]) -> int:
     return int(import_module("qkvc.bench.run").main(list(arguments)))
 
 
+def _explain(options: argparse.Namespace) -> int:
+    try:
+        explanation = _explained(options)
+    except (TypeError, ValueError) as error:
+        options.misuse(str(error))
+    if options.json:
+        print(json.dumps(explanation.as_dict(), indent=2))
+    else:
+        table(f"qkvc.attention on {options.shape}", ["what", "value"], explanation.rows(), text_columns=2)
+    return 0
+
+
+def _explained(options: argparse.Namespace) -> qkvc.Explanation:
+    batch, heads, queries, dim = parse_sizes(options.shape, "shape")
+    keys, kv_heads, v_dim = options.keys or queries, options.kv_heads or heads, options.v_dim or dim
+    causal: Any = options.causal or False
+    if causal == "top-left" and options.q_offset:  # what --causal alone means, and an offset says otherwise
+        causal = True
+
+    def laid(heads: int, length: int, width: int) -> tuple[int, ...]:
+        return (batch, heads, length, width) if options.layout == "bhld" else (batch, length, heads, width)
+
+    def scores(name: str) -> tuple[int, ...] | None:
+        text = getattr(options, name)
+        return None if text is None else parse_integers(text, f"--{name}", "x") if text else (queries, keys)
+
+    def integers(name: str) -> Any:
+        text = getattr(options, name)
+        return None if text is None else parse_integers(text, f"--{name.replace('_', '-')}", ",")
+
+    return qkvc.explain(
+        laid(heads, queries, dim),
+        laid(kv_heads, keys, dim),
+        laid(kv_heads, keys, v_dim),
+        mask=scores("mask"),
+        bias=scores("bias"),
+        causal=causal,
+        q_offset=integers("q_offset"),
+        window=integers("window"),
+        key_lengths=integers("key_lengths"),
+        alibi_slopes=[1.0] if options.alibi else None,
+        softcap=options.softcap,
+        layout=options.layout,
+        num_threads=options.threads,
+        dtype=options.dtype,
+        peak=options.peak,
+        bandwidth=options.bandwidth,
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="qkvc", description="Attention for NumPy.")
     parser.add_argument("--version", action="version", version=f"qkvc {qkvc.__version__}")
@@ -59,6 +109,22 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--picture", type=Path, default=Path("qkvc-demo.png"), help="where the heat map goes (default: %(default)s)")
     demo.add_argument("--no-bench", dest="bench", action="store_false", help="leave the benchmark out")
     demo.set_defaults(command=_demo)
+
+    explain = commands.add_parser("explain", help="what a call would do, and how long it should take")
+    explain.add_argument("shape", metavar="BxHxLxD", help="batch, heads, queries, width")
+    add_sizes(explain)
+    explain.add_argument("--q-offset", metavar="N,...", help="position of the first query, per batch item")
+    explain.add_argument("--window", metavar="L,R", help="keys to the left and right that a query sees; --window=-1,0 for no limit left")
+    explain.add_argument("--key-lengths", metavar="N,...", help="keys that exist, per batch item")
+    explain.add_argument("--mask", nargs="?", const="", metavar="SHAPE", help="a bool mask that hides nothing, of queries x keys")
+    explain.add_argument("--bias", nargs="?", const="", metavar="SHAPE", help="numbers added to the scores, of queries x keys")
+    explain.add_argument("--alibi", action="store_true", help="slopes per head")
+    explain.add_argument("--softcap", type=float, metavar="CAP")
+    explain.add_argument("--threads", type=int, metavar="N", help="that the call may use")
+    explain.add_argument("--peak", type=float, metavar="GFLOP/S", help="of the machine (default: measured)")
+    explain.add_argument("--bandwidth", type=float, metavar="GB/S", help="of the machine (default: measured)")
+    explain.add_argument("--json", action="store_true", help="as JSON")
+    explain.set_defaults(command=_explain, misuse=explain.error)
 
     # Only for the list of commands: main() hands it everything that follows, --help included.
     commands.add_parser("bench", help="speed and error against whatever else is installed", add_help=False)

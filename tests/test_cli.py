@@ -32,6 +32,8 @@ def run(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedP
         (["dance"], "dance"),
         (["info", "--yaml"], "--yaml"),
         (["info", "more"], "more"),
+        (["explain"], "BxHxLxD"),
+        (["explain", "1x2x3"], "four numbers"),
         (["demo", "--text"], "--text"),
         (["demo", "--picture"], "--picture"),
         (["demo", "a sentence without its option"], "a sentence"),
@@ -53,7 +55,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     assert caught.value.code == 0
     out = capsys.readouterr().out
-    for command in ("info", "demo", "bench"):
+    for command in ("info", "demo", "explain", "bench"):
         assert f"    {command} " in out
 
 

@@ -1,0 +1,315 @@
+"""What a call of attention will do, and how long that should take."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from math import prod
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from qkvc._coerce import bad
+from qkvc._describe import describe
+from qkvc._kernels import active_kernels, fma_peak
+from qkvc.functional import attention
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+    from qkvc.functional import Causal, Layout, Window
+
+READ_BYTES = 1 << 27  # several times the last cache of most machines
+WAKE = 5e-6  # seconds until a sleeping thread has taken its first tile: 5 to 10 us, none while it still spins
+
+
+class _Costs(NamedTuple):
+    """Of a kernel set, in flops of the same time; fitted to one core of a Zen 4, 480 queries and keys, D = 16 to 128."""
+
+    full: float  # speed of the two products in tiles of two or more vectors, as a share of the FMA peak
+    single: float  # ... of one vector, which broadcasts as often for fewer FMAs
+    softmax: float  # a pair of query and key; exp2 alone is 10.4 cycles for 16 scores, 21 flops each (docs/arithmetic.md)
+    softcap: float  # what else is done to a pair, if it is
+    slope: float
+    mask: float
+    bias: float
+
+
+_COSTS = {
+    ("avx512", "float32"): _Costs(0.95, 0.89, 25, 41, 16, 22, 26),
+    ("avx512", "float64"): _Costs(0.88, 0.67, 30, 52, 11, 19, 25),
+    ("avx2", "float32"): _Costs(0.85, 0.62, 35, 61, 18, 23, 37),
+    ("avx2", "float64"): _Costs(0.79, 0.43, 42, 92, 23, 32, 54),
+    ("portable", "float32"): _Costs(0.90, 0.67, 145, 150, 30, 30, 60),
+    ("portable", "float64"): _Costs(0.90, 0.67, 800, 1300, 30, 150, 150),
+}
+
+# Why a block is copied, and what a number of it costs, in flops of the dtype.
+_COPIES: dict[str, tuple[str, dict[str, float]]] = {
+    "columns": ("its columns are not adjacent", {"float32": 37, "float64": 20}),  # one by one
+    "rows": ("its rows lie a multiple of 4096 bytes apart", {"float32": 13, "float64": 13}),
+}
+
+
+@dataclass(frozen=True, repr=False)
+class Explanation:
+    """What `explain` returns; ``print`` shows it as a table."""
+
+    kernels: str  # that run: a set's name
+    narrow: bool  # the set with half the lanes stands in, because the queries would leave too many empty
+    dtype: str
+    lanes: int
+    tiles: int  # of queries, over all heads and batch items
+    tile_vectors: int  # in the largest of them
+    tile_queries: int
+    blocks: int  # of 128 keys that a tile computes, over all tiles ...
+    blocks_in_all: int  # ... and would if nothing were masked
+    blocks_clipped: int  # through which positions cut
+    blocks_masked: int  # in which `mask` has a False
+    tiles_again: int  # done twice, because a query in them may attend to nothing
+    threads: int
+    threads_why: str
+    copies: tuple[str, ...]  # what is copied block by block, and why
+    scratch: int  # bytes per thread
+    pairs: int  # of a query and a key that it may attend to
+    flops: int  # of the two products over these pairs
+    flops_computed: int  # ... over the lanes and keys of tiles and blocks
+    bytes_read: int  # of the arguments, each once
+    bytes_written: int
+    bytes_reread: int  # of keys and values, by the second and later tiles of their head: from cache, if they fit there
+    peak: float  # GFLOP/s of the threads
+    bandwidth: float  # GB/s
+    arithmetic: float  # seconds
+    memory: float
+    overhead: float
+
+    @property
+    def seconds(self) -> float:
+        """The predicted time."""
+        return self.arithmetic + self.memory + self.overhead
+
+    @property
+    def bound(self) -> str:
+        """Which part of the time is the largest: "arithmetic", "memory" or "overhead"."""
+        return max(("arithmetic", "memory", "overhead"), key=lambda part: float(getattr(self, part)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every number by name, `seconds` and `bound` too: fit for JSON."""
+        return {**asdict(self), "copies": list(self.copies), "seconds": self.seconds, "bound": self.bound}
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What is shown, as (what, value)."""
+        half = ", with half the lanes: fewer of them stay empty" if self.narrow else ""
+        cut = [f"{n:,} {how}" for n, how in ((self.blocks_clipped, "cut by positions"), (self.blocks_masked, "masked")) if n]
+        again = f", {self.tiles_again:,} done twice for a query without a key" if self.tiles_again else ""
+        useful = f" ({self.flops / self.flops_computed:.0%} of them useful)" if self.flops_computed else ""
+        return [
+            ("kernels", f"{self.kernels} {self.dtype}{half}"),
+            ("tiles", f"{self.tiles:,} of up to {self.tile_queries} queries in {self.tile_vectors} x {self.lanes} lanes{again}"),
+            ("blocks of keys", ", ".join([f"{self.blocks:,} of {self.blocks_in_all:,}", *cut])),
+            ("copied", "; ".join(self.copies) or "nothing"),
+            ("threads", f"{self.threads}: {self.threads_why}"),
+            ("scratch per thread", _bytes(self.scratch)),
+            ("pairs that attend", f"{self.pairs:,}"),
+            ("arithmetic", f"{_scaled(self.flops_computed, 'FLOP')}{useful}"),
+            ("read, written", f"{_bytes(self.bytes_read)}, {_bytes(self.bytes_written)}; {_bytes(self.bytes_reread)} again from cache"),
+            ("machine", f"{self.peak:.3g} GFLOP/s, {self.bandwidth:.3g} GB/s"),
+            ("predicted time", f"{_scaled(self.seconds, 's')}, bound by {self.bound}"),
+            ("of which", ", ".join(f"{part} {_scaled(getattr(self, part), 's')}" for part in ("arithmetic", "memory", "overhead"))),
+        ]
+
+    def __str__(self) -> str:
+        return "\n".join(f"{what:<19} {value}" for what, value in self.rows())
+
+    def __repr__(self) -> str:
+        what = f"{self.kernels} {self.dtype}, {self.tiles} tiles, threads={self.threads}, {_scaled(self.flops_computed, 'FLOP')}"
+        return f"<Explanation: {what}, {_scaled(self.seconds, 's')}, bound by {self.bound}>"
+
+
+def _scaled(number: float, unit: str) -> str:
+    """Three digits and a prefix."""
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"), (1e-6, "µ")):
+        if number >= size:
+            return f"{number / size:.3g} {prefix}{unit}"
+    return f"{number * 1e9:.3g} n{unit}" if number else f"0 {unit}"
+
+
+def _bytes(number: int) -> str:
+    return _scaled(number, "B")
+
+
+def read_bandwidth(buffer: NDArray[np.float32], threads: int) -> float:
+    """GB/s at which `threads` threads read memory: the maximum of a large array, in parts."""
+    parts = np.array_split(buffer, 4 * threads)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(np.max, parts[:threads]))  # starts the threads
+        start = perf_counter()
+        list(pool.map(np.max, parts))
+        return buffer.nbytes / 1e9 / (perf_counter() - start)
+
+
+@lru_cache
+def _measured_bandwidth(threads: int) -> float:
+    buffer = np.ones(READ_BYTES // 4, np.float32)
+    return max(read_bandwidth(buffer, threads) for _ in range(3))
+
+
+@lru_cache
+def _measured_peak(kernels: str, dtype: str, threads: int) -> float:
+    """Of the set in use, whose name is only there to measure each of them once."""
+    return max(fma_peak(threads, 0.01, dtype) for _ in range(5))
+
+
+@lru_cache
+def _measured_overhead(kernels: str) -> float:
+    """Seconds of a call that computes next to nothing."""
+    x = np.ones((1, 1), np.float32)
+    times = []
+    for _ in range(50):
+        start = perf_counter()
+        for _ in range(20):
+            attention(x, x, x)
+        times.append((perf_counter() - start) / 20)
+    return min(times)
+
+
+def _as_given(name: str, x: Any, dtype: np.dtype[Any]) -> Any:
+    """An array stays what it is; a shape becomes one whose memory is never touched, or, of masks and biases, that lets all through."""
+    if not (isinstance(x, tuple) and x and all(isinstance(n, int) and not isinstance(n, bool) for n in x)):
+        return x
+    if min(x) < 0:
+        raise ValueError(bad(name, "a shape with sizes of 0 or more", str(x), "explain"))
+    make = {"mask": np.ones, "bias": np.zeros}.get(name, np.empty)
+    try:
+        return make(x, np.dtype(bool) if name == "mask" else dtype)
+    except (MemoryError, ValueError):
+        raise ValueError(bad(name, "a shape that fits into memory", str(x), "explain")) from None
+
+
+def _numbers(x: Any) -> int:
+    """How many different numbers an array holds: an axis of stride 0 repeats them."""
+    array = np.asarray(x)
+    return prod(n for n, stride in zip(array.shape, array.strides, strict=True) if stride)
+
+
+def _why(told: dict[str, Any]) -> str:
+    threads, worth, allowed = told["threads"], told["threads_worth"], told["threads_allowed"]
+    if threads < worth:
+        return f"there are no more tiles, of {allowed} allowed"
+    return f"the work is worth no more, of {allowed} allowed" if worth < allowed else "as many as allowed"
+
+
+def _work(told: dict[str, Any], softcap: bool, slopes: bool, bias: bool) -> float:
+    """Everything that all threads do, in flops of the same time."""
+    cost, columns = _COSTS.get((told["kernels"], told["dtype"]), _COSTS["avx2", told["dtype"]]), told["dim"] + told["v_dim"]
+    pair = 2 * columns / (cost.single if told["tile_vectors"] == 1 else cost.full) + cost.softmax
+    pair += softcap * cost.softcap + slopes * cost.slope + bias * cost.bias + cost.mask * told["blocks_masked"] / max(told["blocks"], 1)
+    work = pair * (told["pairs_computed"] + told["again"] * told["pairs_again"]) + told["lane_overhead"] * columns * told["lanes_in_all"]
+    for copied, width in ((told["copy_key"], told["dim"]), (told["copy_value"], told["v_dim"])):
+        work += _COPIES[copied][1][told["dtype"]] * told["key_rows"] * width if copied else 0
+    return float(work)
+
+
+def explain(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    mask: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    causal: Causal = False,
+    q_offset: ArrayLike | None = None,
+    window: Window | None = None,
+    key_lengths: ArrayLike | None = None,
+    alibi_slopes: ArrayLike | None = None,
+    sinks: ArrayLike | None = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+    head_scale: ArrayLike | None = None,
+    layout: Layout = "bhld",
+    out: NDArray[Any] | None = None,
+    num_threads: int | None = None,
+    dtype: DTypeLike = np.float32,
+    peak: float | None = None,
+    bandwidth: float | None = None,
+    overhead: float | None = None,
+) -> Explanation:
+    """What `attention` would do with these arguments, without doing it, and how long it should take.
+
+    Parameters
+    ----------
+    query, key, value : array_like, or tuple of int
+        As of `attention`, or only shapes; their numbers are not looked at.
+    mask, bias : array_like, or tuple of int, optional
+        As of `attention`, and looked at; of a shape, everything passes.
+    causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap, scale, head_scale, layout, out, num_threads
+        As of `attention`.  Nothing is written.
+    dtype : dtype_like, default float32
+        Of what is given as a shape.
+    peak : float, optional
+        GFLOP/s of fused multiply-adds by all threads that the call uses.  Default: measured.
+    bandwidth : float, optional
+        GB/s at which they read memory.  Default: measured.
+    overhead : float, optional
+        Seconds of a call with next to nothing to compute.  Default: measured.
+
+    Returns
+    -------
+    Explanation
+        Counts are of the call's own plan and tiles; print it, or take `as_dict()`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        What `attention` would raise; a shape or a dtype that is none; a machine that is not faster than 0.
+
+    Notes
+    -----
+    Measuring takes 0.2 s, once per process for each number of threads and set of kernels.  Counting takes about 1 % of the call, with a
+    mask or bias up to a third.
+
+    Time = arithmetic of the busiest thread + bytes / bandwidth + overhead, where the arithmetic is what tiles compute at the speed that the
+    kernel set reaches in cache.  That is right to about a quarter for calls longer than 100 us on an idle machine.  It leaves out: that
+    memory is read while others compute, and what caches keep from the call before; keys and values reread from beyond L2; conversion of
+    inputs of another dtype, byte order or alignment; tiles done again because numbers are not finite; clock rates that change, and other
+    processes.  The speeds in cache were measured on a Zen 4.
+    """
+    try:
+        kind = np.dtype(dtype)
+    except TypeError:
+        raise TypeError(bad("dtype", "float32 or float64", repr(dtype), "explain")) from None
+    for name, number in (("peak", peak), ("bandwidth", bandwidth), ("overhead", overhead)):
+        if number is not None and not 0 < number < float("inf"):
+            raise ValueError(bad(name, "a number above 0", str(number), "explain"))
+    given = {"query": query, "key": key, "value": value, "mask": mask, "bias": bias}
+    q, k, v, m, b = (_as_given(name, x, kind) for name, x in given.items())
+    options = (causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap, scale, head_scale, layout, out, num_threads)
+    told = describe(q, k, v, m, b, *options)
+
+    item, threads, kernels = told["item"], told["threads"], active_kernels()
+    peak = _measured_peak(kernels, told["dtype"], threads) if peak is None else peak
+    bandwidth = _measured_bandwidth(threads) if bandwidth is None else bandwidth
+    overhead = _measured_overhead(kernels) if overhead is None else overhead
+    read = min(_numbers(q), told["rows"] * told["dim"]) * item
+    read += (min(_numbers(k), told["key_rows_once"] * told["dim"]) + min(_numbers(v), told["key_rows_once"] * told["v_dim"])) * item
+    read += (0 if m is None else min(_numbers(m), told["mask_cells"])) + (0 if b is None else min(_numbers(b), told["bias_cells"]) * item)
+    written = told["rows"] * told["v_dim"] * item
+    columns = told["dim"] + told["v_dim"]
+    work = _work(told, softcap is not None, alibi_slopes is not None, b is not None)
+    return Explanation(
+        **{field.name: told[field.name] for field in fields(Explanation) if field.name in told},
+        threads_why=_why(told),
+        copies=tuple(f"{part}: {_COPIES[why][0]}" for part in ("key", "value") if (why := told[f"copy_{part}"])),
+        flops=2 * columns * told["pairs"],
+        flops_computed=2 * columns * told["pairs_computed"],
+        bytes_read=read,
+        bytes_written=written,
+        bytes_reread=(told["key_rows"] - told["key_rows_once"]) * columns * item,
+        peak=peak,
+        bandwidth=bandwidth,
+        arithmetic=work * told["share"] * threads / (peak * 1e9),
+        memory=(read + written) / (bandwidth * 1e9),
+        overhead=overhead + (WAKE if threads > 1 else 0),
+    )
