@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _FLOAT32 = np.dtype(np.float32)
+_FAR = 1e30  # a number of an option, or its reciprocal: beyond, products with log2(e) and distances leave float32
 _REAL = "float32 or float64, integers or bools (no kernels for other dtypes yet: convert with .astype(numpy.float32))"
 
 
@@ -85,9 +86,9 @@ def as_per_head(name: str, x: Any, shape: tuple[int, ...], endless: bool) -> NDA
     if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
         raise TypeError(bad(name, "real numbers", str(array.dtype)))
     private = np.array(array, dtype=np.float64)
-    wrong = private[~(np.isfinite(private) | (np.isneginf(private) if endless else False))]
+    wrong = private[~((np.abs(private) <= _FAR) | (np.isneginf(private) if endless else False))]
     if wrong.size:
-        raise ValueError(bad(name, "finite numbers" + (" or -inf" if endless else ""), str(wrong[0])))
+        raise ValueError(bad(name, f"finite numbers up to {_FAR:g}" + (" or -inf" if endless else ""), str(wrong[0])))
     try:
         return np.array(np.broadcast_to(private, shape)).reshape(-1)
     except ValueError:
@@ -144,8 +145,8 @@ def as_finite(name: str, x: Any) -> float:
 
 def as_softcap(x: Any) -> float:
     cap = as_finite("softcap", x)
-    if not 1e-30 <= cap <= 1e30:  # beyond, its reciprocal leaves float32
-        raise ValueError(bad("softcap", "a number above 0 (1e-30 to 1e30), or None", str(cap)))
+    if not 1 / _FAR <= cap <= _FAR:
+        raise ValueError(bad("softcap", f"a number above 0 ({1 / _FAR:g} to {_FAR:g}), or None", str(cap)))
     return cap
 
 
