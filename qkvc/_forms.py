@@ -118,10 +118,9 @@ def _recognised(names: set[str], form: str | None, prefix: str, who: str) -> tup
 
 def _real(name: str, x: Any, who: str) -> Array:
     array = _as_array(name, x, who)
-    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
-        raise TypeError(bad(name, "floating-point numbers", str(array.dtype), who))
-    # Half precision is widened, exactly.
-    return array if array.dtype.itemsize in (4, 8) else array.astype(np.float32)
+    if array.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
+        raise TypeError(bad(name, "float64, float32, float16 or bfloat16", str(array.dtype), who))
+    return array.astype(np.float64 if array.dtype.itemsize == 8 else np.float32, copy=False)  # half precision is widened, exactly
 
 
 def read(tensors: Any, form: str | None, prefix: str, who: str) -> Parts:
@@ -143,8 +142,7 @@ def read(tensors: Any, form: str | None, prefix: str, who: str) -> Parts:
             return [found[name] for name in stack]
         rows = len(found[stack[0]])
         if rows % 3:
-            axis = "columns" if f.transposed and found[stack[0]].ndim == 2 else "rows"
-            raise ValueError(bad(stack[0], f"Q, K and V stacked, {axis} divisible by 3", str(rows), who))
+            raise ValueError(bad(stack[0], "Q, K and V stacked, a number of outputs divisible by 3", str(rows), who))
         return np.split(found[stack[0]], 3)
 
     parts = {f"{part}_weight": x for part, x in zip(QKV, split(spelling), strict=True)} | {"out_weight": found[f.out_weight]}

@@ -206,7 +206,7 @@ class Weights:
         ValueError
             Names that are no form, a tensor too many or too few, shapes that do not fit together: it says what was found and expected.
         TypeError
-            Tensors that are not floating-point arrays.
+            Tensors that are not of float64, float32, float16 or bfloat16.
         FileNotFoundError, ModuleNotFoundError
             No such file, or no safetensors to read it with.
 
@@ -221,7 +221,8 @@ class Weights:
         | qwen2 | the same                                                         | q, k, v     |
 
         LLaMA and Qwen2 rotate queries and keys by their positions before attention, which a module does not do: it holds their weights,
-        `project` gives what is to be rotated, and `output` takes what `qkvc.attention` made of it.
+        `project` gives what is to be rotated, and `output` takes what `qkvc.attention` made of it.  torch's option `add_zero_attn` leaves no
+        trace in a state_dict and is not looked for.
         """
         parts = read(tensors, form, prefix, "from_state")
         rows, embed_dim = len(parts["q_weight"]), len(parts["out_weight"])

@@ -64,6 +64,9 @@ class MultiHeadAttention(Weights):
     weights, or over each where their widths differ; U(-1/sqrt(n), 1/sqrt(n)) with n = H * D for the output weight (He et al., 2015, with
     the gain of torch.nn.Linear); zeros for the biases; N(0, 1 / (H_kv * D)) for the extra key and value.
 
+    Beside the result a call holds what is projected and what the heads bring back, 2 L H D + 2 S H_kv D numbers a batch item, and the
+    scratch of `qkvc.attention`; with an extra key some L H D more, in float64.  No L x S matrix.
+
     References
     ----------
     Vaswani et al., "Attention Is All You Need" (2017), section 3.2.2.  Ainslie et al., "GQA" (2023), for `num_kv_heads`.

@@ -111,12 +111,15 @@ def test_one_layer_in_other_forms(rng: np.random.Generator) -> None:
         assert_same_bits(Module.from_state(m.state(form), H)(x), m(x), form)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float64"])
+@pytest.mark.parametrize("dtype", ["float16", "float64", "bfloat16", ">f4", ">f8"])
 def test_dtypes(dtype: str, rng: np.random.Generator) -> None:
-    tensors = {name: tensor.astype(dtype) for name, tensor in checkpoint(rng, "llama").items()}
+    """Half precision is widened, exactly; the rest stays what it is, in native order."""
+    wanted = pytest.importorskip("ml_dtypes", reason="ml_dtypes has the dtype").bfloat16 if dtype == "bfloat16" else dtype
+    tensors = {name: tensor.astype(wanted) for name, tensor in checkpoint(rng, "llama").items()}
     m = Module.from_state(tensors, H)
-    assert m.dtype == ("float32" if dtype == "float16" else dtype)
-    np.testing.assert_array_equal(m.out_weight, tensors["o_proj.weight"])
+    assert m.dtype == ("float64" if dtype in ("float64", ">f8") else "float32")
+    np.testing.assert_array_equal(m.out_weight, tensors["o_proj.weight"].astype(float))
+    assert m(np.ones((3, E), m.dtype)).dtype == m.dtype
 
 
 # --- against torch ---------------------------------------------------------------------------------------------------------------------
@@ -181,10 +184,11 @@ SETS: list[tuple[str, str, Any, Any, tuple[str, ...]]] = [
      ("num_kv_heads", "4", "3")),
     ("output of other columns", "bert", shaped("attention.output.dense.weight", E, 23), ValueError, ("out_weight", "(24, 24)", "(24, 23)")),
     ("bias of another length", "qwen2", shaped("v_proj.bias", 17), ValueError, ("v_bias", "(18,)", "(17,)")),
-    ("stack that is no stack", "torch", shaped("in_proj_weight", 71, E), ValueError, ("in_proj_weight", "rows divisible by 3", "71")),
+    ("stack that is no stack", "torch", shaped("in_proj_weight", 71, E), ValueError, ("in_proj_weight", "divisible by 3", "71")),
     ("the other orientation", "gpt2", shaped("c_attn.weight", 3 * E, E), ValueError, ("q_weight", "(8, 24)", "(8, 72)")),
     ("weights without rows", "gpt2", shaped("c_attn.weight", E), ValueError, ("c_attn.weight", "2 axes", "(24,)")),
-    ("integers", "torch", lambda t: t | {"in_proj_weight": np.ones((72, E), int)}, TypeError, ("in_proj_weight", "floating-point", "int")),
+    ("integers", "torch", lambda t: t | {"in_proj_weight": np.ones((72, E), int)}, TypeError, ("in_proj_weight", "float32", "int")),
+    ("more than float64", "torch", lambda t: t | {"in_proj_bias": np.ones(72, np.longdouble)}, TypeError, ("in_proj_bias", "float128")),
     ("not tensors", "torch", lambda t: list(t), TypeError, ("tensors", "dict", "list")),
 ]  # fmt: skip
 

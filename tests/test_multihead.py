@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -184,6 +185,20 @@ def test_threads_change_nothing(rng: np.random.Generator) -> None:
     x = normal(rng, 4, 130, 96)
     for threads in (1, 2, 3):
         assert_same_bits(m(x, num_threads=threads), m(x[:, :]))
+
+
+@pytest.mark.parametrize("options", [{}, {"num_kv_heads": 2}, {"head_dim": 40}], ids=str)
+def test_memory_of_a_call(options: dict[str, Any], rng: np.random.Generator) -> None:
+    """The result, what is projected and what the heads bring back; at 600 tokens one head's matrix of weights would be 1.4 MB more."""
+    m, batch, length = Module(32, 4, rng=rng, **options), 2, 600
+    x = normal(rng, batch, length, 32)
+    m(x)
+    numbers = length * (32 + 2 * m.head_dim * (m.num_heads + m.num_kv_heads))
+    tracemalloc.start()
+    m(x)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak <= 4 * batch * numbers + 20_000
 
 
 def test_a_broken_token_stays_alone(rng: np.random.Generator) -> None:
