@@ -185,20 +185,20 @@ CASES: tuple[Case, ...] = (
     Case(2, 12, 512, 64, layout="blhd", kind="option"),
     Case(2, 12, 512, 64, layout="blhd", causal="top-left", kind="option"),
     # float64.
-    Case(1, 8, 2048, 64, goal=Goal(ratio=1.5), dtype="float64", kind="float64"),
-    Case(1, 12, 1024, 64, goal=Goal(ratio=1.5), causal="top-left", dtype="float64", kind="float64"),
-    Case(8, 12, 128, 64, goal=Goal(ratio=1.5), dtype="float64", kind="float64"),
+    Case(1, 8, 2048, 64, goal=Goal(torch_time=1 / 1.5), dtype="float64", kind="float64"),
+    Case(1, 12, 1024, 64, goal=Goal(torch_time=1 / 1.5), causal="top-left", dtype="float64", kind="float64"),
+    Case(8, 12, 128, 64, goal=Goal(torch_time=1 / 1.5), dtype="float64", kind="float64"),
     # A look inside.
     Case(1, 12, 4096, 64, goal=Goal(plain=1.5), work="stats", kind="stats"),
     # The layer around attention: BERT base, MiniLM, ViT large at 384 pixels, LLaMA 7B.
-    Case(8, 12, 128, 64, goal=Goal(ratio=1.15), work="module", kind="module"),
-    Case(32, 12, 40, 32, goal=Goal(ratio=1.15), work="module", kind="module"),
-    Case(1, 16, 577, 64, goal=Goal(ratio=1.15, peak=0.85), work="module", kind="module"),
-    Case(1, 32, 256, 128, goal=Goal(ratio=1.15, peak=0.85), work="module", kind="module"),
+    Case(8, 12, 128, 64, goal=Goal(torch_time=1 / 1.15), work="module", kind="module"),
+    Case(32, 12, 40, 32, goal=Goal(torch_time=1 / 1.15), work="module", kind="module"),
+    Case(1, 16, 577, 64, goal=Goal(torch_time=1 / 1.15, peak=0.85), work="module", kind="module"),
+    Case(1, 32, 256, 128, goal=Goal(torch_time=1 / 1.15, peak=0.85), work="module", kind="module"),
     # A model: text to vectors.
-    Case(1, 12, 40, 32, goal=Goal(ratio=1.5), work="model", kind="model"),
-    Case(8, 12, 40, 32, goal=Goal(ratio=1.5), work="model", kind="model"),
-    Case(32, 12, 40, 32, goal=Goal(ratio=1.5), work="model", kind="model"),
+    Case(1, 12, 40, 32, goal=Goal(torch_time=1 / 1.5), work="model", kind="model"),
+    Case(8, 12, 40, 32, goal=Goal(torch_time=1 / 1.5), work="model", kind="model"),
+    Case(32, 12, 40, 32, goal=Goal(torch_time=1 / 1.5), work="model", kind="model"),
 )
 
 QUICK: tuple[str, ...] = ("1x1x3x4", "8x12x128x64", "1x12x1024x64 causal", "8x12x1/1024x64")

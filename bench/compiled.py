@@ -91,7 +91,7 @@ def openvino(problem: Problem, threads: int) -> Iterator[Form]:
     op: Any = import_module("openvino.opset13")
 
     c = problem.case
-    without(problem, "softcap", "sinks", "float64")  # graphs of float64 are computed in float32
+    without(problem, "softcap", "sinks")
     extra = additive_mask(problem)
     causal = native_causal(problem)
     core = ov.Core()
@@ -102,7 +102,7 @@ def openvino(problem: Problem, threads: int) -> Iterator[Form]:
         swapped = c.layout == "blhd"
         arrays: list[Any] = [x.swapaxes(1, 2) if swapped else x for x in (problem.query, problem.key, problem.value)]
         arrays += [mask] * (mask is not None)
-        inputs = [op.parameter(x.shape, np.float32) for x in arrays]
+        inputs = [op.parameter(x.shape, np.dtype(c.dtype)) for x in arrays]
         nodes: list[Any] = list(inputs)
         if swapped:
             nodes[:3] = [op.transpose(x, op.constant([0, 2, 1, 3])) for x in nodes[:3]]
@@ -137,7 +137,8 @@ def jax(problem: Problem, threads: int) -> Iterator[Form]:
     jnp: Any = import_module("jax.numpy")
 
     c = problem.case
-    without(problem, "float64")  # but for a switch that holds for the whole process
+    if c.dtype == "float64":
+        raise CannotExpress("float64 is off unless the whole process turns it on")
     if not room_for_scores(problem):
         raise CannotExpress("it lays out all scores, and they do not fit into memory")
     cpu = jax.devices("cpu")[0]

@@ -82,12 +82,10 @@ def without(problem: Problem, *options: str) -> None:
     Raises
     ------
     CannotExpress
-        The case has this option, or float64.
+        The case has one of these options.
     """
-    c = problem.case
-    for name in options:
-        if name in (c.option, c.dtype):
-            raise CannotExpress(f"it has no {name}")
+    if problem.case.option in options:
+        raise CannotExpress(f"it has no {problem.case.option}")
 
 
 def stacked_heads(problem: Problem) -> tuple[tuple[int, int, int, int], Floats | None] | None:

@@ -31,7 +31,7 @@ class Effort:
 
     threads: int
     rounds: int
-    seconds: float = 0.06  # per contestant and round, or one call where that takes longer
+    seconds: float = 0.05  # per contestant and round, or one call where that takes longer
 
 
 def settle(longest: float = 0.5) -> None:
@@ -66,13 +66,16 @@ def time_calls(form: Form, calls: int) -> float:
                 gc.enable()
 
 
-def error_of(form: Form, problem: Task) -> float:
-    """Largest deviation from the reference, NaN if there is one anywhere."""
+def check(form: Form, problem: Task) -> tuple[float, float]:
+    """Largest deviation from the reference, NaN if there is one anywhere, and how long the call took."""
     with form.setting():
-        result = form.result(form.call())
+        start = perf_counter()
+        returned = form.call()
+        seconds = perf_counter() - start
+        result = form.result(returned)
     if result.shape != problem.shape:
         raise ValueError(f"a result of shape {result.shape} instead of {problem.shape}")
-    return float(np.max(np.abs(result[..., problem.rows, :] - problem.reference)))
+    return float(np.max(np.abs(result[..., problem.rows, :] - problem.reference))), seconds
 
 
 def prepare(name: str, rival: Rival, problem: Task, effort: Effort) -> tuple[Contestant, Form | None]:
@@ -99,11 +102,11 @@ def prepare(name: str, rival: Rival, problem: Task, effort: Effort) -> tuple[Con
         try:
             form = next(forms)
             label = form.name
-            error = error_of(form, problem)
+            error, first = check(form, problem)
             if not error <= allowed:
                 reject("wrong", f"{label}: " + (f"off by {error:.1e}, allowed {allowed:.1e}" if np.isfinite(error) else "not finite"))
                 continue
-            seconds = trial(form)
+            seconds = first if first > 0.5 else trial(form)
         except StopIteration:
             break
         except ImportError:
@@ -124,10 +127,8 @@ def prepare(name: str, rival: Rival, problem: Task, effort: Effort) -> tuple[Con
 
 
 def trial(form: Form) -> float:
-    """Seconds per call, well enough to choose a form: the best of up to three short series, or one call where that takes long."""
+    """Seconds per call, well enough to choose a form: the best of up to three short series."""
     first = time_calls(form, 1)
-    if first > 0.5:
-        return first
     calls = max(1, min(1000, int(0.02 / first)))  # in a row, since a small call after a pause mostly waits for sleeping threads
     return min(time_calls(form, calls) for _ in range(max(1, min(3, int(0.2 / (first * calls))))))
 

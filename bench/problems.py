@@ -148,10 +148,10 @@ class Problem:
             scores = self.softcap * np.tanh(scores / self.softcap)
         if self.bias is not None:
             scores += self.bias[0, h][i, keys]
-        allowed = self.seen(i, keys)
+        if c.causal or c.window:
+            scores[~self.seen(i, keys)] = -np.inf
         if self.mask is not None:
-            allowed &= np.broadcast_to(self.mask, (c.batch, c.heads, c.queries, c.keys))[b, h][i, keys]
-        scores[~allowed] = -np.inf
+            scores[~np.broadcast_to(self.mask, (c.batch, c.heads, c.queries, c.keys))[b, h][i, keys]] = -np.inf
         sink = wide(-np.inf if self.sinks is None else self.sinks[h])
         top = np.maximum(scores.max(axis=-1, keepdims=True), sink)
         weights = np.exp(scores - top)

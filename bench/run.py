@@ -207,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_table("Cases", ["name", "kind"], [[case.name, case.kind] for case in CASES])
         return 0
     rounds = (7 if options.quick else 11) if options.rounds is None else options.rounds
-    effort = Effort(options.threads, rounds, 0.03 if options.quick else 0.06)
+    effort = Effort(options.threads, rounds, 0.03 if options.quick else 0.05)
     interrupted = False
     try:
         if min(options.threads, rounds) < 1:
