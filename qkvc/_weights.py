@@ -220,8 +220,8 @@ class Weights:
         | llama | q_proj, k_proj, v_proj, o_proj                                   | none or all |
         | qwen2 | the same                                                         | q, k, v     |
 
-        LLaMA and Qwen2 rotate queries and keys by their positions before attention, which a module does not do: it holds their weights,
-        `project` gives what is to be rotated, and `output` takes what `qkvc.attention` made of it.  torch's option `add_zero_attn` leaves no
+        LLaMA and Qwen2 rotate queries and keys by their positions before attention, which a module does not do: it has their weights,
+        `project` gives what is to be rotated, and `output` takes what `qkvc.attention` made of it.  torch's `add_zero_attn` leaves no
         trace in a state_dict and is not looked for.
         """
         parts = read(tensors, form, prefix, "from_state")
