@@ -58,8 +58,9 @@ bench: $(VENV)/bench  ## the benchmarks, against every rival that is installed
 annotate: $(VENV)/lint  ## Cython's view of where Python is still spoken: build/qkvc/*.html
 	QKVC_ANNOTATE=1 $(PY) setup.py --quiet build_ext --inplace --force
 
-asm:  ## the inner loop of the score kernel, 4 keys x 48 queries
-	@mkdir -p build && $(CC) $(CFLAGS) -c src/avx512_f32.c -o build/asm.o
+SET ?= avx512_f32
+asm:  ## the inner loop of the score kernel, 4 keys x 48 queries; SET=avx2_f64 for another
+	@mkdir -p build && $(CC) $(CFLAGS) -c src/$(SET).c -o build/asm.o
 	@objdump --disassemble=scores --no-show-raw-insn build/asm.o | $(PYTHON) tools/inner_loop.py
 
 kernels:  ## every kernel alone and whole forwards, in C

@@ -17,7 +17,7 @@ from qkvc._cpu import available_cpus
 
 
 def kernels() -> tuple[str, ...]:
-    """Names of the kernel sets this CPU can run, best first: "avx512", "avx2", "portable"."""
+    """Names of the kernel sets this CPU can run, best first: "avx512", "avx2" and "portable", or "neon" and "portable"."""
     return _kernels.kernels()
 
 
@@ -92,7 +92,7 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
         "numpy": np.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "kernels": {"in use": _kernels.active_kernels(), "available": list(kernels()), "dtypes": ["float32"]},
+        "kernels": {"in use": _kernels.active_kernels(), "available": list(kernels()), "dtypes": ["float32", "float64"]},
         "tile": {"queries": lanes * vectors, "lanes": lanes, "keys per block": block},
         "threads": {"in use": get_num_threads(), "available CPUs": available_cpus(), "started": _kernels.pool_started()},
     }

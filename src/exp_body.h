@@ -5,7 +5,8 @@ static INLINE vec v_exp2_tail(vec r)
 {
     static const REAL c[] = {EXP2_TAIL};
     vec p = v_set1(c[0]);
-    UNROLL for (unsigned i = 1; i < sizeof c / sizeof *c; ++i) p = v_fma_once(p, r, v_set1(c[i]));
+    UNROLL for (int i = 1; i < (int)(sizeof c / sizeof *c); ++i)
+        p = i < EXP2_ROUGH ? v_fma(p, r, v_set1(c[i])) : v_fma_once(p, r, v_set1(c[i]));
     return p;
 }
 static INLINE vec v_exp2_poly(vec r) { return v_fma_once(v_exp2_tail(r), r, v_set1(1)); }

@@ -15,3 +15,4 @@
 /* (2^r - 1) / r for |r| <= 1/2, highest power first; the relative error of 2^r is 2.0e-9 before rounding, and exp2(0) is 1 exactly.  With
  * degree 5 it was 2.6 ULP off, with 6 it is 1 (minimax by Lawson's iteration; checked over every float by tests/c/exp2_all.c). */
 #define EXP2_TAIL 1.5353362e-4f, 1.3398875e-3f, 9.618437e-3f, 5.5503324e-2f, 2.4022648e-1f, 6.931472e-1f
+#define EXP2_ROUGH 0 /* coefficients that may be added with two roundings, where an FMA has to be imitated */
