@@ -79,6 +79,12 @@ def test_memory(isa: str, rng: np.random.Generator, real: Real) -> None:
     assert_same_bits(project(x, np.ascontiguousarray(weight.T).T, bias), expected, "transposed")
     swapped = np.ascontiguousarray(x.swapaxes(0, 1)).swapaxes(0, 1)
     assert_same_bits(project(swapped, weight, bias), expected, "tokens outermost")
+    for corner in ((slice(2), slice(2)), (slice(2), slice(0, 9, 8)), (slice(None, None, -2), 5), (2, slice(3, 0, -1))):
+        assert_same_bits(project(x[corner], weight, bias), expected[corner], f"few tokens {corner}")
+        out = np.full_like(expected, np.nan)
+        project(x[corner], weight, bias, out[corner])
+        assert_same_bits(out[corner], expected[corner], f"few tokens {corner}, out")
+        assert np.isnan(out).sum() == out.size - out[corner].size
     repeated = np.broadcast_to(x[:1], x.shape)
     assert_same_bits(project(repeated, weight, bias), np.broadcast_to(expected[:1], expected.shape), "stride 0")
     assert_same_bits(project(x, np.broadcast_to(weight[:1], weight.shape)), project(x, weight[:1].repeat(70, 0)), "one row for all")
@@ -150,6 +156,9 @@ def test_order_of_the_sum(isa: str, rng: np.random.Generator, E: int) -> None:
     expected = in_order(x, weight, bias, fused=isa != "portable")
     assert_same_bits(project(x, weight, bias), expected, "rows")
     assert_same_bits(project(x, np.asfortranarray(weight), bias), expected, "columns")
+    for n in (1, 2, 3, 4):
+        assert_same_bits(project(x[:n], weight, bias), expected[:n], f"{n} tokens")
+        assert_same_bits(project(x[-n:], np.asfortranarray(weight), bias), expected[-n:], f"{n} tokens, columns")
 
 
 def test_kernel_sets_with_fma_agree(rng: np.random.Generator, real: Real) -> None:
