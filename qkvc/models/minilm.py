@@ -72,8 +72,9 @@ def gelu(x: Array) -> Array:
 def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
     """Zero mean and unit variance along the last axis, then `weight` and `bias`."""
     centred: Array = x - x.mean(axis=-1, keepdims=True)
-    variance = np.square(centred).mean(axis=-1, keepdims=True)
-    centred *= weight / np.sqrt(variance + eps)
+    variance = np.einsum("...e,...e->...", centred, centred)[..., np.newaxis] / x.shape[-1]
+    centred *= 1 / np.sqrt(variance + eps)
+    centred *= weight
     centred += bias
     return centred
 
