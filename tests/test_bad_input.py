@@ -122,6 +122,8 @@ TABLE: list[tuple[str, dict[str, Any], Any, tuple[str, ...]]] = [
           ("masked", np.ma.masked_invalid(ones(4)), TypeError, ("MaskedArray",)),
           ("nan", [0, NAN, 0, 0], ValueError, ("finite", "nan")),
           ("+inf", [0, 0, 0, INF], ValueError, ("finite", "inf")),
+          ("of 1e31", 1e31, ValueError, ("finite", "1e+30", "1e+31")),
+          ("of -1e300", [0, 0, -1e300, 0], ValueError, ("finite", "1e+30", "-1e+300")),
           ("per key head", ones(2), ValueError, ("(2, 4)", "(2,)")),
           ("per row", ones(4, 3), ValueError, ("(2, 4)", "(4, 3)")),
           ("of three axes", ones(1, 2, 4), ValueError, ("(2, 4)", "(1, 2, 4)")),

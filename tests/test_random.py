@@ -33,6 +33,7 @@ LENGTHS = (0, 1, 2, 3, 5, 15, 16, 17, 31, 33, 47, 48, 49, 63, 64, 65, 95, 97, 12
 DIMS = (1, 2, 3, 4, 7, 8, 16, 17, 31, 32, 33, 40, 64, 65, 80, 96, 127, 128, 130)
 BATCHES = ((), (), (1,), (2,), (3,), (2, 2), (1, 3), (0,), (2, 1, 2))
 DTYPES = ("float32", "float32", "float32", "float32", "float32", "float32", ">f4", "float64", "float64", "float64", ">f8", "int16", "bool")
+OUT = (None, None, "contiguous", "fortran", "gaps on every axis", "reversed", "rows outermost")
 WORK = 600_000  # multiply-adds of one configuration: long double, the oracle of float64, has no BLAS
 
 
@@ -131,9 +132,12 @@ def check(number: int) -> dict[str, float]:
     call = configuration(number)
     dtype, exact = result_type(*call.arrays), exact_for(*call.arrays)
     with qkvc.use_kernels(call.isa):
-        got = qkvc.attention_with_lse(*call.arrays, **call.options, num_threads=call.threads)
         inside = INSIDE[number % len(INSIDE)]
         expected = reference(*call.arrays, dtype=exact, **call.options)
+        place = OUT[number % len(OUT)]
+        out = None if place is None else MEMORY[place](np.full(expected.out.shape, np.nan, dtype))
+        got = qkvc.attention_with_lse(*call.arrays, **call.options, out=out, num_threads=call.threads)
+        assert out is None or got.out is out
         bounds = certificate(*call.arrays, unit=unit_of(dtype), dtype=exact, **call.options)
         shares = {
             f"out {dtype}": share_of_bound("out", got.out, expected.out, bounds.out, dtype),
