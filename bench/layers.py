@@ -144,8 +144,7 @@ class Sentences:
 
 def our_layer(problem: Layer, threads: int) -> Iterator[Form]:
     """The module as the documentation writes it, and into an array that is kept."""
-    c, t = problem.case, problem.tensors
-    m = qkvc.MultiHeadAttention.from_state(t, c.heads)
+    m = qkvc.MultiHeadAttention.from_state(problem.tensors, problem.case.heads)
     yield Form("MultiHeadAttention", partial(m, problem.x))
     yield Form("MultiHeadAttention into out", partial(m, problem.x, out=np.empty_like(problem.x)))
 
@@ -181,10 +180,10 @@ def torch_attend(qkv: Any, heads: int, mask: Any = None) -> Any:
 
 
 def torch_model(problem: Sentences, threads: int) -> Iterator[Form]:
-    """The encoder in torch's functions, and as torch's own encoder layers, whose fast path leaves out the padding."""
+    """The encoder in torch's functions, and as torch's own, whose fast path computes no padding."""
     torch: Any = import_module("torch")
     c, config = problem.case, problem.config
-    f, eps = torch.nn.functional, config["layer_norm_eps"]
+    f, eps, depth = torch.nn.functional, config["layer_norm_eps"], config["num_hidden_layers"]
     t = {name: torch.from_numpy(x) for name, x in problem.tensors.items()}
 
     def pair(name: str) -> tuple[Any, Any]:
@@ -193,38 +192,32 @@ def torch_model(problem: Sentences, threads: int) -> Iterator[Form]:
     def norm(x: Any, name: str) -> Any:
         return f.layer_norm(x, (c.width,), *pair(name), eps)
 
-    def functions(index: int, x: Any, present: Any) -> Any:
-        name = f"encoder.layer.{index}"
-        heads = torch_attend(f.linear(x, *pair(f"{name}.attention.self")), c.heads, present[:, None, None])
-        x = norm(x + f.linear(heads, *pair(f"{name}.attention.output.dense")), f"{name}.attention.output.LayerNorm")
-        inner = f.gelu(f.linear(x, *pair(f"{name}.intermediate.dense")))
-        return norm(x + f.linear(inner, *pair(f"{name}.output.dense")), f"{name}.output.LayerNorm")
+    def functions(x: Any, present: Any) -> Any:
+        for name in (f"encoder.layer.{index}" for index in range(depth)):
+            heads = torch_attend(f.linear(x, *pair(f"{name}.attention.self")), c.heads, present[:, None, None])
+            x = norm(x + f.linear(heads, *pair(f"{name}.attention.output.dense")), f"{name}.attention.output.LayerNorm")
+            inner = f.gelu(f.linear(x, *pair(f"{name}.intermediate.dense")))
+            x = norm(x + f.linear(inner, *pair(f"{name}.output.dense")), f"{name}.output.LayerNorm")
+        return x
 
-    def module(index: int) -> Any:
-        layer = torch.nn.TransformerEncoderLayer(
-            c.width, c.heads, config["intermediate_size"], 0.0, "gelu", eps, batch_first=True, device="meta"
-        )
-        theirs = {"attention.output.dense": "self_attn.out_proj", "intermediate.dense": "linear1", "output.dense": "linear2"}
-        theirs |= {"attention.output.LayerNorm": "norm1", "output.LayerNorm": "norm2"}
-        state = {f"{b}.{kind}": t[f"encoder.layer.{index}.{a}.{kind}"] for a, b in theirs.items() for kind in ("weight", "bias")}
-        state |= {f"self_attn.in_proj_{kind}": t[f"encoder.layer.{index}.attention.self.{kind}"] for kind in ("weight", "bias")}
-        layer.load_state_dict(state, assign=True)
-        return layer.eval()
+    layer = torch.nn.TransformerEncoderLayer(c.width, c.heads, config["intermediate_size"], 0.0, "gelu", eps, True, device="meta")
+    module = torch.nn.TransformerEncoder(layer, depth).eval()
+    theirs = {"attention.self": "self_attn.in_proj_", "attention.output.dense": "self_attn.out_proj.", "intermediate.dense": "linear1."}
+    theirs |= {"output.dense": "linear2.", "attention.output.LayerNorm": "norm1.", "output.LayerNorm": "norm2."}
+    names = product(range(depth), theirs.items(), ("weight", "bias"))
+    state = {f"layers.{index}.{their}{kind}": t[f"encoder.layer.{index}.{our}.{kind}"] for index, (our, their), kind in names}
+    module.load_state_dict(state, assign=True)
 
-    modules = [module(index) for index in range(config["num_hidden_layers"])]
-
-    def encode(layer: Callable[[int, Any, Any], Any]) -> Any:
+    def encode(layers: Callable[[Any, Any], Any]) -> Any:
         numbers, lengths = map(torch.from_numpy, problem.model.tokenize(problem.texts))
         x = f.embedding(numbers, t["embeddings.word_embeddings.weight"]) + t["embeddings.position_embeddings.weight"][: numbers.shape[1]]
         x = norm(x + t["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
         present = torch.arange(numbers.shape[1]) < lengths[:, None]
-        for index in range(config["num_hidden_layers"]):
-            x = layer(index, x, present)
-        return f.normalize((x * present[..., None]).sum(1), dim=-1)
+        return f.normalize((layers(x, present) * present[..., None]).sum(1), dim=-1)
 
     form = partial(Form, setting=partial(torch_setting, threads))
     yield form("functions", partial(encode, functions))
-    yield form("encoder layers", partial(encode, lambda index, x, present: modules[index](x, src_key_padding_mask=~present)))
+    yield form("TransformerEncoder", partial(encode, lambda x, present: module(x, src_key_padding_mask=~present)))
 
 
 def numpy(problem: Layer | Sentences, threads: int) -> Iterator[Form]:
