@@ -2,7 +2,7 @@
 
 A task is a tile of tokens times a range of the weight's rows, so that few tokens of a wide projection keep every thread busy too.  It packs
 columns of x, lets every row of the range meet them, and goes on to the next columns.  Where tokens would leave most lanes empty the rows of
-the weight lie in them instead.  docs/arithmetic.md, clause 7, fixes the order of the sums, which none of that touches.
+the weight lie in them instead.  docs/arithmetic.md, clause 8, fixes the order of the sums, which none of that touches.
 """
 
 from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
@@ -24,7 +24,7 @@ cdef enum:
     MAX_AXES = 32
     MAX_TILE = 64
     UNIT = 16           # rows of the weight that stay together: whole squares for `store`, whole tiles of rows
-    COLUMNS = 1024      # of x that are packed at a time, whole blocks of clause 7; 256 where the weight's columns are not adjacent, for so
+    COLUMNS = 1024      # of x that are packed at a time, whole blocks of clause 8; 256 where the weight's columns are not adjacent, for so
     DOWNWARDS = 256     # many lines stay in L2 until the next rows want the rest (16 tokens, 768 -> 2304: 69 -> 85 % of the FMA peak)
     MOST_ROWS = 1536    # of the weight for one task: what bounds scratch, with COLUMNS
     LEAST_ROWS = 128    # so that packing stays cheap beside the arithmetic

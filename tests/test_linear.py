@@ -38,7 +38,7 @@ def roundings(E: int) -> int:
 
 
 def assert_linear(got: NDArray[Any], x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None, what: object = "") -> None:
-    """Within the worst that the roundings of docs/arithmetic.md, clause 7, can do to each element."""
+    """Within the worst that the roundings of docs/arithmetic.md, clause 8, can do to each element."""
     wide = np.float64 if x.dtype == np.float32 else np.longdouble
     x, weight, bias = (np.asarray(a, wide) for a in (x, weight, 0.0 if bias is None else bias))
     expected = x @ weight.T + bias

@@ -19,10 +19,10 @@ TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")
 #define NARROW NULL
 #define FLOAT64 qkvc_avx512_f64
 #define TABLE prototype_f32
-#include "prototype.h"
 #include "float32.h"
 #include "vec_avx512.h"
 #include "kernels_body.h"
+#include "prototype.h" /* last: its W is a name in the kernels */
 
 enum { HIGH = 8 /* 8 rows x 3 vectors = 24 sums, 3 panel vectors: 27 of 32 registers, the broadcast is an operand from memory */ };
 

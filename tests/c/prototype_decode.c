@@ -18,10 +18,10 @@ TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #define NARROW NULL
 #define FLOAT64 qkvc_avx512_f64
 #define TABLE prototype_f32
-#include "prototype.h"
 #include "float32.h"
 #include "vec_avx512.h"
 #include "kernels_body.h"
+#include "prototype.h" /* last: its W is a name in the kernels */
 
 _Static_assert(SEGMENT == LANES && W % SEGMENT == 0, "a piece of work is one segment of keys, a square of the transpose one segment of d");
 
