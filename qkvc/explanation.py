@@ -42,8 +42,8 @@ _COSTS = {
     ("avx512", "float64"): _Costs(0.88, 0.67, 30, 52, 11, 19, 25),
     ("avx2", "float32"): _Costs(0.85, 0.62, 35, 61, 18, 23, 37),
     ("avx2", "float64"): _Costs(0.79, 0.43, 42, 92, 23, 32, 54),
-    ("portable", "float32"): _Costs(0.90, 0.67, 145, 150, 30, 30, 60),
-    ("portable", "float64"): _Costs(0.90, 0.67, 800, 1300, 30, 150, 150),
+    ("portable", "float32"): _Costs(0.90, 0.67, 145, 173, 260, 48, 60),
+    ("portable", "float64"): _Costs(0.90, 0.52, 240, 236, 145, 26, 41),
 }
 
 # Why a block is copied, and what a number of it costs, in flops of the dtype.

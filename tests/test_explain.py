@@ -140,7 +140,7 @@ def test_shapes_say_what_arrays_say(name: str) -> None:
 def test_options_that_cost(isa: str, name: str) -> None:
     options = dict(OPTIONS[name])
     plain = {"causal": options["causal"]} if "causal" in options else {}
-    assert 1.02 < explain(*SIZES, **options).arithmetic / explain(*SIZES, **plain).arithmetic < 2
+    assert 1.02 < explain(*SIZES, **options).arithmetic / explain(*SIZES, **plain).arithmetic < 3
 
 
 def test_layouts_batches_and_ranks() -> None:
