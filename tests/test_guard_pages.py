@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 import qkvc
 
 from .options import DTYPES
-from .reference import reference
+from .reference import reference, reference_scores
 from .support import ROOT, TOLERANCE, assert_close
 
 PAGE = mmap.PAGESIZE
@@ -106,7 +106,13 @@ def check(
     rest = canary[: canary.size - out.nbytes] if side == "end" else canary[out.nbytes :]
     assert (rest == 0xA5).all(), f"{what}: written beside out"
     # float64 in the last bits is the business of other tests: what was read beside an array is wrong in the first.
-    assert_close(out, reference(q, k, v, **options).out, TOLERANCE["out"] * 4 * (1.0 if dtype == "float32" else 1e-6), what, dtype)
+    tolerance = TOLERANCE["out"] * 4 * (1.0 if dtype == "float32" else 1e-6)
+    expected = reference(q, k, v, **options)
+    assert_close(out, expected.out, tolerance, what, dtype)
+    options.pop("head_scale", None)
+    assert_close(qkvc.attention_stats(q, k, top_k=1, **options).lse, expected.lse, 4 * tolerance, f"stats {what}", dtype)
+    weights = reference_scores(q, k, **options)
+    assert_close(qkvc.attention_weights(q, k, **options), weights, tolerance, f"weights {what}", dtype)
 
 
 L_Q, L_K, D, D_V = range(10), range(34), range(34), (*range(6), 7, 8, 9, 15, 16, 17)
