@@ -52,6 +52,7 @@ setup(
             extension("_describe", []),
             extension("_softmax", []),
             extension("_linear", []),
+            extension("_layers", []),
         ],
         build_dir="build/debug" if DEBUG else "build",
         force=ANNOTATE,

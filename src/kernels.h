@@ -67,6 +67,12 @@ struct qkvc_kernels {
      * NULL.  The next rows of W are fetched meanwhile. */
     void (*project)(const void *W, ptrdiff_t rs, ptrdiff_t cs, int N, int E, const void *XT, int vecs, const void *bias, void *YT);
 
+    /* out[i] = x[i] Phi(x[i]); NULL for float64 */
+    void (*gelu)(const void *x, ptrdiff_t n, void *out);
+
+    /* Y += R, where R is not NULL; then each lane's column of `rows` numbers gets mean 0 and variance 1, weight[row] and bias[row] */
+    void (*norm)(void *Y, const void *R, int rows, int vecs, double eps, const void *weight, const void *bias);
+
     /* Is every number of O and l finite, and every l above zero? */
     int (*finite)(const void *O, int Dv, const void *l, int vecs);
 

@@ -31,6 +31,7 @@ static INLINE int larger(int a, int b) { return a > b ? a : b; }
 #include "exp_body.h"
 #include "panels_body.h"
 #include "scores_body.h"
+#include "layers_body.h"
 
 /* ---------------------------------------------------------------------------------------------------------------- the product */
 
@@ -290,6 +291,8 @@ const struct qkvc_kernels TABLE = {
     .values = values,
     .values_selected = values_selected,
     .project = project,
+    .gelu = GELU,
+    .norm = norm,
     .finite = every_finite,
     .store = store,
     .row_max = row_max,

@@ -50,6 +50,7 @@ static INLINE vec v_add(vec a, vec b) { return V(add)(a, b); }
 static INLINE vec v_sub(vec a, vec b) { return V(sub)(a, b); }
 static INLINE vec v_mul(vec a, vec b) { return V(mul)(a, b); }
 static INLINE vec v_div(vec a, vec b) { return V(div)(a, b); }
+static INLINE vec v_sqrt(vec a) { return V(sqrt)(a); }
 static INLINE vec v_fma(vec a, vec b, vec c) { return V(fmadd)(a, b, c); }
 #define v_fma_once v_fma
 static INLINE vec v_max(vec a, vec b) { return V(max)(a, b); } /* b if either is NaN */

@@ -46,6 +46,7 @@ static INLINE vec v_add(vec a, vec b) { return V(vaddq)(a, b); }
 static INLINE vec v_sub(vec a, vec b) { return V(vsubq)(a, b); }
 static INLINE vec v_mul(vec a, vec b) { return V(vmulq)(a, b); }
 static INLINE vec v_div(vec a, vec b) { return V(vdivq)(a, b); }
+static INLINE vec v_sqrt(vec a) { return V(vsqrtq)(a); }
 static INLINE vec v_fma(vec a, vec b, vec c) { return V(vfmaq)(c, a, b); }
 #define v_fma_once v_fma
 

@@ -46,6 +46,11 @@ static INLINE vec v_add(vec a, vec b) { return a + b; }
 static INLINE vec v_sub(vec a, vec b) { return a - b; }
 static INLINE vec v_mul(vec a, vec b) { return a * b; }
 static INLINE vec v_div(vec a, vec b) { return a / b; }
+static INLINE vec v_sqrt(vec a)
+{
+    for (int i = 0; i < LANES; ++i) a[i] = (REAL)__builtin_sqrt(a[i]);
+    return a;
+}
 static INLINE vec v_fma(vec a, vec b, vec c) { return a * b + c; }
 
 /* rounded once, nearly: for exp2, which in float32 is 1.23 ULP off without it and 0.95 with */

@@ -190,16 +190,6 @@ def test_no_sentence_and_not_a_sequence() -> None:
         model.encode("one string")
 
 
-def test_gelu() -> None:
-    x = np.concatenate([np.linspace(-12, 12, 300_001), np.geomspace(1e-30, 1e4, 2_000), -np.geomspace(1e-30, 1e4, 2_000)]).astype(
-        np.float32
-    )
-    exact = np.array([value * 0.5 * math.erfc(-value / math.sqrt(2)) for value in x.tolist()])
-    error = np.abs(minilm.gelu(x) - exact) / np.abs(x)
-    assert error[x != 0].max() <= 1.2e-7
-    assert minilm.gelu(np.zeros(1, dtype=np.float32))[0] == 0
-
-
 def test_golden_cosines(real: Model) -> None:
     food, bread, horse = real.model.encode(real.sentences[:3])
     assert food @ bread == pytest.approx(0.7553, abs=1e-3)

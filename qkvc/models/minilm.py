@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 import qkvc
+from qkvc._layers import gelu, layer_norm
 from qkvc._linear import project
 
 if TYPE_CHECKING:
@@ -32,51 +33,6 @@ SHA256 = {
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 }
 MAX_TOKENS = 256  # the length it was trained for; there are positions for 512
-
-# NumPy has no erf.  The normal distribution function is (1 + tanh(x P(x²))) / 2 with a smooth P: this one is a minimax fit over |x| <= 5.5,
-# 1.2e-8 off as a formula and 8.0e-8 in float32 (the familiar tanh-GELU is this with two terms, 2e-4 off).
-GELU_LIMIT = 5.5
-GELU_SERIES = (
-    0.797884723,
-    3.63344466e-02,
-    -3.47881384e-05,
-    -5.38847831e-05,
-    3.52320834e-06,
-    -6.14828611e-08,
-    -4.1523767e-09,
-    2.40165492e-10,
-    -3.69646901e-12,
-)
-GELU_CHUNK = 1 << 16  # numbers at a time, 3 x 256 KB: twenty passes over a second-level cache take less than half of those over memory
-
-
-def gelu(x: Array) -> Array:
-    """x times the normal distribution function of x, within 1.2e-7 |x|."""
-    result = np.empty(x.shape, dtype=np.float32)
-    for y, u in zip(*(np.array_split(flat, -(-x.size // GELU_CHUNK) or 1) for flat in (x.reshape(-1), result.reshape(-1))), strict=True):
-        t = np.clip(y, -GELU_LIMIT, GELU_LIMIT)
-        t *= t
-        np.multiply(t, GELU_SERIES[-1], out=u)
-        for coefficient in GELU_SERIES[-2:0:-1]:
-            u += coefficient
-            u *= t
-        u += GELU_SERIES[0]
-        u *= y
-        np.tanh(u, out=u)
-        u += 1
-        u *= y
-        u *= 0.5
-    return result
-
-
-def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
-    """Zero mean and unit variance along the last axis, then `weight` and `bias`."""
-    centred: Array = x - x.mean(axis=-1, keepdims=True)
-    variance = np.einsum("...e,...e->...", centred, centred)[..., np.newaxis] / x.shape[-1]
-    centred *= 1 / np.sqrt(variance + eps)
-    centred *= weight
-    centred += bias
-    return centred
 
 
 def installed(package: str) -> Path:
@@ -112,8 +68,8 @@ class Layer:
         """Only tokens that exist are projected, (T, E); attention alone sees them as sentences with padding."""
         query, key, value = (spread(part, present) for part in self.attention.project(x))
         heads = qkvc.attention(query, key, value, key_lengths=lengths, layout="blhd")[present]
-        x = layer_norm(x + self.attention.output(heads.swapaxes(0, 1)), *self.norm_1, self.eps)
-        return layer_norm(x + project(gelu(project(x, *self.up)), *self.down), *self.norm_2, self.eps)
+        x = layer_norm(self.attention.output(heads.swapaxes(0, 1)), *self.norm_1, self.eps, residual=x)
+        return layer_norm(project(gelu(project(x, *self.up)), *self.down), *self.norm_2, self.eps, residual=x)
 
 
 class MiniLM:
