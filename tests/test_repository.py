@@ -140,10 +140,10 @@ def test_public_names() -> None:
 # Which test holds which source: the file of the same name, or the one named here.
 HELD_BY = {
     "functional": "attention", "_attention": "attention", "_tile": "attention", "_plan": "bad_input", "_coerce": "bad_input",
-    "_kernels": "kernels", "_softmax": "softmax", "_layers": "layers", "_linear": "linear", "_workers": "memory", "_inside": "inside", "config": "kernels",
+    "_kernels": "kernels", "_softmax": "softmax", "_linear": "linear", "_workers": "memory", "_inside": "inside", "config": "kernels",
     "_cpu": "concurrency", "_console": "cli", "__main__": "cli", "plot": "demo", "_forms": "forms", "_weights": "multihead",
     "__init__": "repository", "models/__init__": "models", "models/minilm": "models",
-    "_describe": "explain", "explanation": "explain", "integrations/__init__": "concurrency",
+    "_layers": "layers", "_describe": "explain", "explanation": "explain", "integrations/__init__": "concurrency",
     "integrations/threadpools": "concurrency",
 }  # fmt: skip
 
