@@ -31,7 +31,7 @@ def status(name):
 def growth(call):
     status("VmPeak")
     gap = status("VmPeak") - status("VmSize")
-    fill = mmap.mmap(-1, gap) if gap else None  # or an old peak would cover a new one
+    fill = mmap.mmap(-1, gap) if gap > 0 else None  # or an old peak would cover a new one; reading the size may itself be a peak
     before = status("VmSize")
     call()
     return status("VmPeak") - before
