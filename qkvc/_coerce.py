@@ -100,7 +100,7 @@ def as_window(x: Any) -> tuple[int, int]:
     try:
         left, right = x
     except (TypeError, ValueError):
-        got = f"a {type(x).__name__} of {len(x)}" if isinstance(x, (tuple, list)) else repr(x) if isinstance(x, (int, str)) else type(x).__name__
+        got = f"a {type(x).__name__} of {len(x)}" if isinstance(x, (tuple, list)) else repr(x)[:40]
         raise TypeError(bad("window", "a pair (left, right) of integers", got)) from None
     sides = []
     for side in (left, right):
