@@ -482,3 +482,11 @@ def test_what_is_of_the_output_is_not_asked_inside() -> None:
         for option_of_the_output in ({"head_scale": 1.0}, {"out": Q}):
             with pytest.raises(TypeError):
                 function(Q, K, **option_of_the_output)
+
+
+def test_chosen_heads_against_a_key_without_heads(rng: np.random.Generator) -> None:
+    """A key of two axes is one head that every chosen query head shares."""
+    query, key = rng.standard_normal((4, 3, 8), dtype=np.float32), rng.standard_normal((5, 8), dtype=np.float32)
+    chosen = qkvc.attention_weights(query, key, heads=[2, 0])
+    assert_same_bits(chosen, qkvc.attention_weights(query[[2, 0]], key))
+    assert chosen.shape == (2, 3, 5)
