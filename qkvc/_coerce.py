@@ -22,7 +22,7 @@ def shape_text(x: Any) -> str:
     return f"shape {np.shape(x)}"
 
 
-def _as_array(name: str, x: Any, who: str = "attention") -> NDArray[Any]:
+def as_array(name: str, x: Any, who: str = "attention") -> NDArray[Any]:
     if x is None:
         raise TypeError(bad(name, "an array", "None", who))
     if isinstance(x, np.ma.MaskedArray):
@@ -38,7 +38,7 @@ def _as_array(name: str, x: Any, who: str = "attention") -> NDArray[Any]:
 
 def as_real(name: str, x: Any, who: str = "attention") -> NDArray[Any]:
     """A float32 or float64 array in native byte order, the same memory where that is possible; integers and bools count as float64."""
-    array = _as_array(name, x, who)
+    array = as_array(name, x, who)
     if array.dtype.kind == "f" and array.dtype.itemsize in (4, 8):
         return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
     if array.dtype.kind not in "iub":
@@ -55,7 +55,7 @@ def as_operands(query: Any, key: Any, value: Any, who: str = "attention") -> tup
 
 
 def as_mask(x: Any) -> NDArray[np.bool_]:
-    array = _as_array("mask", x)
+    array = as_array("mask", x)
     if array.dtype.kind == "f":
         wanted = "bool, True where a query may attend (numbers that are added to the scores are `bias`)"
         raise TypeError(bad("mask", wanted, str(array.dtype)))
@@ -66,7 +66,7 @@ def as_mask(x: Any) -> NDArray[np.bool_]:
 
 def as_bias(x: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
     """In the dtype of the result, native order and aligned.  Bias never promotes; numbers beyond float32 stay finite."""
-    array = _as_array("bias", x)
+    array = as_array("bias", x)
     if array.dtype == np.bool_:
         raise TypeError(bad("bias", "numbers that are added to the scores (True and False are `mask`)", "bool"))
     if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
@@ -82,7 +82,7 @@ def as_bias(x: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
 
 def as_per_head(name: str, x: Any, shape: tuple[int, ...], endless: bool) -> NDArray[np.float64]:
     """One float64 per batch item and head, a private copy.  `endless` lets -inf pass."""
-    array = _as_array(name, x)
+    array = as_array(name, x)
     if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
         raise TypeError(bad(name, "real numbers", str(array.dtype)))
     private = np.array(array, dtype=np.float64)
@@ -114,7 +114,7 @@ def as_window(x: Any) -> tuple[int, int]:
 
 def as_integers(name: str, x: Any, shape: tuple[int, ...], low: int, high: int) -> NDArray[np.int64]:
     """One int64 per batch item, a private copy that is taken first and checked then, so that no other thread can change it between."""
-    array = _as_array(name, x)
+    array = as_array(name, x)
     if array.dtype == np.object_ and isinstance(x, int):
         raise ValueError(bad(name, f"integers from {low} to {high}", "one beyond 64 bits"))
     if array.dtype.kind not in "iu":

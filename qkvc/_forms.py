@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qkvc._coerce import _as_array, bad, shape_text
+from qkvc._coerce import as_array, bad, shape_text
 
 Array = NDArray[Any]
 Parts = dict[str, Array]  # by the names of `MultiHeadAttention`'s attributes
@@ -117,7 +117,7 @@ def _recognised(names: set[str], form: str | None, prefix: str, who: str) -> tup
 
 
 def _real(name: str, x: Any, who: str) -> Array:
-    array = _as_array(name, x, who)
+    array = as_array(name, x, who)
     if array.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
         raise TypeError(bad(name, "float64, float32, float16 or bfloat16", str(array.dtype), who))
     return array.astype(np.float64 if array.dtype.itemsize == 8 else np.float32, copy=False)  # half precision is widened, exactly

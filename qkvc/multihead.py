@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qkvc._coerce import _as_array, bad, check_out, shape_text
+from qkvc._coerce import as_array, bad, check_out, shape_text
 from qkvc._linear import project
 from qkvc._weights import WHO, Weights
 from qkvc.functional import AttentionOutput, attention, attention_with_lse, merge_attention
@@ -233,7 +233,7 @@ class MultiHeadAttention(Weights):
         return self._output(array.swapaxes(-3, -2), None, num_threads)
 
     def _real(self, name: str, x: Any) -> Array:
-        array = _as_array(name, x, WHO)
+        array = as_array(name, x, WHO)
         if array.dtype.newbyteorder("=") != self.dtype:
             raise TypeError(bad(name, f"{self.dtype}, as the weights are (see astype)", str(array.dtype), WHO))
         return array.astype(self.dtype, copy=False)
