@@ -12,6 +12,7 @@ from qkvc._tile cimport (
     Block,
     Scratch,
     Tile,
+    fetch_queries,
     get,
     lay_out,
     look,
@@ -67,6 +68,7 @@ cdef void attend(void *context, Py_ssize_t task, int worker) noexcept nogil:
     environment = qkvc_fp_enter()
     t = lay_out(p, s, task)
     walk(job, s, &t, worker, False)
+    fetch_queries(p, task + p.threads)  # most likely this worker's next
     if not p.kernels.finite(s.O, <int>p.Dv, s.l, t.vecs):
         # NaN, an infinity, or a query without keys.  It may have come from a masked key's value, as 0 * NaN: only now is it worth a
         # select per key to find out (docs/arithmetic.md, clause 5).
@@ -79,7 +81,7 @@ cdef void attend(void *context, Py_ssize_t task, int worker) noexcept nogil:
 cdef void finish(const Problem *p, Scratch *s, const Tile *t) noexcept nogil:
     """out <- O / l, through out's strides, and lse."""
     cdef int i
-    settle(p, s, t)
+    settle(p, s, t, p.lse != NULL)
     if p.head_scale:
         for i in range(t.queries):
             put(p, s.factor, i, get(p, s.factor, i) * p.head_scale[s.index[i] // p.Lq])

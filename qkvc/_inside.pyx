@@ -58,7 +58,7 @@ cdef void find_sums(Job *job, Scratch *s, const Tile *t, int worker) noexcept no
         for i in range(t.block, t.blocks):
             if look(p, s, t, i, depth, &b):
                 note_allowed(p, s, t, depth, &b)
-    settle(p, s, t)
+    settle(p, s, t, True)
 
 
 # ------------------------------------------------------------------------------------------------------------------ scores and weights

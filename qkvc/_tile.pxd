@@ -37,6 +37,8 @@ ctypedef struct Scratch:
     void *out[MAX_TILE]
 
 ctypedef struct Tile:
+    Py_ssize_t batch, kv_head
+    Py_ssize_t row     # its first among all heads of the group
     int vecs, queries
     const char *K      # row 0 of its key and value head
     const char *V
@@ -67,11 +69,12 @@ cdef inline void put(const Problem *p, void *x, Py_ssize_t i, double value) noex
 # The steps of a sweep, in the order in which they are taken.
 cdef Scratch *scratch_of(const Job *job, int worker) noexcept nogil
 cdef Tile lay_out(const Problem *p, Scratch *s, Py_ssize_t task) noexcept nogil
+cdef void fetch_queries(const Problem *p, Py_ssize_t task) noexcept nogil
 cdef void start(const Problem *p, Scratch *s) noexcept nogil
 cdef bint look(const Problem *p, Scratch *s, const Tile *t, int64_t index, int *depth, Block *b) noexcept nogil
 cdef void score(const Problem *p, Scratch *s, const Tile *t, const int *depth, const Block *b) noexcept nogil
 cdef void note_allowed(const Problem *p, Scratch *s, const Tile *t, const int *depth, const Block *b) noexcept nogil
-cdef void settle(const Problem *p, Scratch *s, const Tile *t) noexcept nogil
+cdef void settle(const Problem *p, Scratch *s, const Tile *t, bint want_lse) noexcept nogil
 
 # Bytes of a worker's scratch, laid out in its memory unless that is NULL.
 cdef size_t carve(const Problem *p, char *memory) noexcept nogil
