@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Stage = Literal["raw", "softcap", "bias", "softmax"]
 
-STAGES = ("raw", "softcap", "bias", "softmax")
+STAGES: tuple[Stage, ...] = ("raw", "softcap", "bias", "softmax")
 
 
 class AttentionStats(NamedTuple):

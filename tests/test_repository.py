@@ -87,7 +87,7 @@ def test_only_extras_import_more_than_numpy(path: Path) -> None:
 
     A module of `integrations` is for those who have the other side of it.
     """
-    allowed = {"numpy", "qkvc", *sys.stdlib_module_names, *({"threadpoolctl"} if path.parent.name == "integrations" else ())}
+    allowed = {"numpy", "qkvc", *sys.stdlib_module_names, *({"onnx", "threadpoolctl"} if path.parent.name == "integrations" else ())}
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
@@ -144,7 +144,7 @@ HELD_BY = {
     "_cpu": "concurrency", "_console": "cli", "__main__": "cli", "plot": "demo", "_forms": "forms", "_weights": "multihead",
     "__init__": "repository", "models/__init__": "models", "models/minilm": "models",
     "_layers": "layers", "_describe": "explain", "explanation": "explain", "integrations/__init__": "concurrency",
-    "integrations/threadpools": "concurrency",
+    "integrations/threadpools": "concurrency", "integrations/onnx": "integrations_onnx",
 }  # fmt: skip
 
 
