@@ -17,11 +17,13 @@ from qkvc._tile cimport (
     lay_out,
     look,
     note_allowed,
+    pack_queries,
     put,
     score,
     scratch_of,
     settle,
     start,
+    store_rows,
     sweep,
 )
 from qkvc._workers cimport Job, interrupted
@@ -40,7 +42,7 @@ cdef void walk(Job *job, Scratch *s, const Tile *t, int worker, bint careful) no
     cdef Block b
     cdef int64_t i
 
-    kn.pack(s.query, p.query.col, <int>p.D, p.scale * p.unit, t.vecs, s.QT)         # QT <- (scale Q) transposed, in units of log2
+    pack_queries(p, s, t)                                                           # QT <- (scale Q) transposed, in units of log2
     start(p, s)                                                                     # m <- -inf, l <- 0, O <- 0
     for i in range(t.block, t.blocks):
         if interrupted(job, worker):
@@ -85,7 +87,7 @@ cdef void finish(const Problem *p, Scratch *s, const Tile *t) noexcept nogil:
     if p.head_scale:
         for i in range(t.queries):
             put(p, s.factor, i, get(p, s.factor, i) * p.head_scale[s.index[i] // p.Lq])
-    p.kernels.store(s.O, <int>p.Dv, s.factor, t.queries, s.out, p.out.col)
+    store_rows(p, s, t)
     if p.lse:
         for i in range(t.queries):
             put(p, p.lse, s.index[i], s.lse[i])

@@ -46,12 +46,32 @@ def as_real(name: str, x: Any, who: str = "attention") -> NDArray[Any]:
     return array.astype(np.float64)
 
 
-def as_operands(query: Any, key: Any, value: Any, who: str = "attention") -> tuple[Any, Any, Any]:
-    """Query, key and value in the dtype that NumPy promotes them to; a value of None, where only scores are wanted, stays None."""
-    given = [as_real("query", query, who), as_real("key", key, who)] + ([] if value is None else [as_real("value", value, who)])
-    dtype = np.result_type(*(x.dtype for x in given))
-    same = [x.astype(dtype, copy=False) for x in given]
-    return same[0], same[1], None if value is None else same[2]
+def _as_operand(name: str, x: Any) -> NDArray[Any]:
+    """As `as_real`, and float16 and bfloat16 too, which ml_dtypes defines: known by name, so that nobody needs it who has none of them."""
+    array = as_array(name, x)
+    if array.dtype.name == "bfloat16":
+        return array
+    if array.dtype.name == "float16":
+        return array if array.dtype.isnative else array.astype(np.float16)
+    if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
+        raise TypeError(bad(name, "float64, float32, float16 or bfloat16, integers or bools", str(array.dtype)))
+    return as_real(name, array)
+
+
+def as_operands(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any, np.dtype[Any]]:
+    """Query, key and value, and the dtype of the result; a value of None, where only scores are wanted, stays None.
+
+    Beside float64 everything becomes float64.  Beside one another, the others stay as they are: all are computed in float32, which is the
+    result where they differ.
+    """
+    given = [_as_operand("query", query), _as_operand("key", key)] + ([] if value is None else [_as_operand("value", value)])
+    dtype = given[0].dtype
+    if any(x.dtype == np.float64 for x in given):
+        dtype = np.dtype(np.float64)
+        given = [x.astype(dtype, copy=False) for x in given]
+    elif any(x.dtype != dtype for x in given):
+        dtype = _FLOAT32
+    return given[0], given[1], None if value is None else given[2], dtype
 
 
 def as_mask(x: Any) -> NDArray[np.bool_]:

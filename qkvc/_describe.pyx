@@ -7,7 +7,7 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
 
-from qkvc._kernels cimport QKVC_MAX_VECS, kernels_in_use, threads_for
+from qkvc._kernels cimport QKVC_MAX_VECS, QKVC_REAL, kernels_in_use, threads_for
 from qkvc._plan cimport LANE_OVERHEAD, Plan, Problem, View, make_plan
 from qkvc._tile cimport MAX_TILE, Block, Scratch, Tile, W, carve, get, lay_out, look, scratch_of, sweep
 from qkvc._workers cimport Job, interrupted
@@ -112,6 +112,8 @@ cdef str why_copied(bint copied, const View *view):
     """Which of the reasons in `aliases`."""
     if not copied:
         return ""
+    if view.kind != QKVC_REAL:
+        return "storage"
     return "columns" if view.col != 1 else "rows"
 
 
@@ -131,6 +133,7 @@ def describe(query, key, value, mask, bias, causal, q_offset, window, key_length
         "narrow": p.kernels != (kernels_in_use() if p.item == 4 else kernels_in_use().float64),
         "dtype": str(plan.dtype),
         "item": p.item,
+        "items": (p.query.size, p.key.size, p.value.size, p.out.size),
         "dim": p.D,
         "v_dim": p.Dv,
         "rows": p.batch * p.heads * p.Lq if tasks else 0,

@@ -21,6 +21,7 @@ from qkvc._tile cimport (
     lay_out,
     look,
     note_allowed,
+    pack_queries,
     put,
     score,
     scratch_of,
@@ -95,7 +96,7 @@ cdef void write_rows(void *context, Py_ssize_t task, int worker) noexcept nogil:
         return
     environment = qkvc_fp_enter()
     t = lay_out(p, s, task)
-    p.kernels.pack(s.query, p.query.col, <int>p.D, p.scale * p.unit, t.vecs, s.QT)
+    pack_queries(p, s, &t)
     if to.weights:
         find_sums(job, s, &t, worker)
     else:
@@ -202,7 +203,7 @@ cdef void summarise_tile(Job *job, Scratch *s, const Tile *t, int worker, double
     cdef double spread, rest
     cdef int64_t i, j
     cdef Block b
-    p.kernels.pack(s.query, p.query.col, <int>p.D, p.scale * p.unit, t.vecs, s.QT)
+    pack_queries(p, s, t)
     if to.given:
         take_lse(p, s, t, to)
     else:

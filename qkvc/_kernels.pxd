@@ -6,6 +6,9 @@ cdef extern from "kernels.h" nogil:
     enum:
         QKVC_BLOCK
         QKVC_MAX_VECS
+        QKVC_REAL
+        QKVC_FLOAT16
+        QKVC_BFLOAT16
 
     ctypedef struct Kernels "struct qkvc_kernels":
         const char *name
@@ -15,6 +18,8 @@ cdef extern from "kernels.h" nogil:
         int vecs
         const Kernels *narrow
         const Kernels *float64
+        void (*gather)(const void *x, Py_ssize_t row, Py_ssize_t col, int kind, int rows, int cols, void *to) noexcept nogil
+        void (*shorten)(const void *x, int n, int kind, void *to, Py_ssize_t col) noexcept nogil
         void (*pack)(const void *const *rows, Py_ssize_t col, int cols, double scale, int vecs, void *panel) noexcept nogil
         void (*scores)(const void *K, Py_ssize_t row, int D, const void *QT, const int *depth, int vecs, const void *V, Py_ssize_t V_row,
                        int Dv, void *S) noexcept nogil

@@ -7,9 +7,11 @@ from qkvc._kernels cimport Kernels
 cdef enum:
     MAX_BATCH_AXES = 32
 
-# An operand as (batch ..., head, row, column); strides count its elements.
+# An operand as (batch ..., head, row, column); strides count its elements, of `size` bytes, which `kind` (src/kernels.h) says how to read.
 ctypedef struct View:
     char *data
+    int kind
+    Py_ssize_t size
     Py_ssize_t[MAX_BATCH_AXES] batch
     Py_ssize_t head
     Py_ssize_t row
@@ -50,7 +52,9 @@ cdef class Plan:
     cdef Problem problem
     cdef Py_buffer[7] buffers
     cdef int held
-    cdef readonly object out, lse, dtype
+    cdef bint plain           # query, key and value are float32 arrays
+    cdef readonly object out, lse
+    cdef readonly object dtype  # of what is computed, and of lse: float32 or float64
     cdef list kept            # arrays that only their pointers in `problem` still know
 
     cdef int borrow(self, View *view, Py_buffer **shape, object array, bint writable) except -1

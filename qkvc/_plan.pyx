@@ -24,12 +24,14 @@ from qkvc._coerce import (
     shape_text,
 )
 
-from qkvc._kernels cimport fitted, kernels_in_use, threads_for, threads_worth
+from qkvc._kernels cimport QKVC_BFLOAT16, QKVC_FLOAT16, QKVC_REAL, fitted, kernels_in_use, threads_for, threads_worth
 
 cdef object ndarray = np.ndarray
 cdef object empty = np.empty
 cdef object FLOAT32 = np.dtype("float32")
 cdef object FLOAT64 = np.dtype("float64")
+cdef object UINT16 = np.dtype("uint16")
+cdef dict KINDS = {"float16": QKVC_FLOAT16, "bfloat16": QKVC_BFLOAT16}
 cdef double LOG2_E = 1.4426950408889634
 
 # Widest rows taken: scratch grows with them, and C counts panels with int.
@@ -52,10 +54,15 @@ cdef class Plan:
     cdef int borrow(self, View *view, Py_buffer **shape, object array, bint writable) except -1:
         """Take the array's buffer for the life of the plan."""
         cdef Py_buffer *buffer = &self.buffers[self.held]
+        if not self.plain:
+            view.kind = KINDS.get(array.dtype.name, QKVC_REAL)
+            if view.kind == QKVC_BFLOAT16:  # a dtype of another package has no buffer that is known
+                array = array.view(UINT16)
         PyObject_GetBuffer(array, buffer, PyBUF_STRIDES | PyBUF_WRITABLE if writable else PyBUF_STRIDES)
         self.held += 1
         shape[0] = buffer
         view.data = <char *>buffer.buf
+        view.size = buffer.itemsize
         return 0
 
     cdef int place(self, str name, object x, Py_buffer **shape, View *view) except -1:
@@ -124,23 +131,23 @@ cdef int broadcast_batch(Problem *p, Py_buffer **operands, int count, tuple name
     return 0
 
 
-cdef void spread(Problem *p, View *view, Py_buffer *b, Py_ssize_t item) noexcept:
+cdef void spread(Problem *p, View *view, Py_buffer *b) noexcept:
     """Strides of the batch axes; heads, rows and columns are the caller's."""
     cdef int axis
     for axis in range(p.batch_axes):
-        view.batch[axis] = step_of(b, p.batch_axes - axis + 3, item)
+        view.batch[axis] = step_of(b, p.batch_axes - axis + 3, view.size)
 
 
 cdef void set_strides(Problem *p, View *view, Py_buffer *b, int head, int row) noexcept:
-    spread(p, view, b, p.item)
+    spread(p, view, b)
     if b.ndim == 2:
-        view.head, view.row = 0, step_of(b, 2, p.item)
+        view.head, view.row = 0, step_of(b, 2, view.size)
     else:
-        view.head, view.row = step_of(b, head, p.item), step_of(b, row, p.item)
-    view.col = step_of(b, 1, p.item)
+        view.head, view.row = step_of(b, head, view.size), step_of(b, row, view.size)
+    view.col = step_of(b, 1, view.size)
 
 
-cdef int place_scores(Plan plan, str name, object x, View *view, Py_ssize_t item) except -1:
+cdef int place_scores(Plan plan, str name, object x, View *view) except -1:
     """A mask or a bias: broadcasts to (batch ..., heads, Lq, Lk) in every layout and enlarges nothing."""
     cdef Problem *p = &plan.problem
     cdef Py_buffer *b
@@ -155,8 +162,8 @@ cdef int place_scores(Plan plan, str name, object x, View *view, Py_ssize_t item
     if not fits:
         wanted = (*[p.batch_shape[axis] for axis in range(p.batch_axes)], p.heads, p.Lq, p.Lk)
         raise ValueError(bad(name, f"an array that broadcasts to {wanted}", shape_text(x)))
-    spread(p, view, b, item)
-    view.head, view.row, view.col = step_of(b, 3, item), step_of(b, 2, item), step_of(b, 1, item)
+    spread(p, view, b)
+    view.head, view.row, view.col = step_of(b, 3, view.size), step_of(b, 2, view.size), step_of(b, 1, view.size)
     return 0
 
 
@@ -224,11 +231,11 @@ cdef int positions(Plan plan, object causal, object q_offset, object window, obj
     return 0
 
 
-cdef bint aliases(const View *view, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t item) noexcept:
+cdef bint aliases(const View *view, Py_ssize_t rows, Py_ssize_t cols) noexcept:
     """Must a block of these rows be copied before the kernels read it?"""
-    if cols > 1 and view.col != 1:
+    if view.kind != QKVC_REAL or (cols > 1 and view.col != 1):
         return True
-    return rows > 8 and view.row != 0 and (view.row * item) % ALIASING_STRIDE == 0
+    return rows > 8 and view.row != 0 and (view.row * view.size) % ALIASING_STRIDE == 0
 
 
 cdef void cut(Problem *p, object num_threads) except *:
@@ -272,10 +279,11 @@ cdef Plan make_plan(object query, object key, object value, object mask, object 
     elif layout != "bhld":
         raise ValueError(bad("layout", '"bhld" or "blhd"', repr(layout)))
     plan.kept = []
-    plan.dtype = FLOAT32
-    if not (exact(query) and exact(key) and (value is None or exact(value))):  # float32 arrays, which are nearly all, need no conversion
-        query, key, value = as_operands(query, key, value)
-        plan.dtype = FLOAT64 if query.dtype == FLOAT64 else FLOAT32
+    plan.dtype = dtype = FLOAT32
+    plan.plain = exact(query) and exact(key) and (value is None or exact(value))
+    if not plan.plain:  # float32 arrays, which are nearly all, need no conversion
+        query, key, value, dtype = as_operands(query, key, value)
+        plan.dtype = FLOAT64 if dtype == FLOAT64 else FLOAT32
     p.item = plan.dtype.itemsize
     plan.place("query", query, &q, &p.query)
     plan.place("key", key, &k, &p.key)
@@ -307,20 +315,20 @@ cdef Plan make_plan(object query, object key, object value, object mask, object 
 
     set_strides(p, &p.query, q, head, row)
     set_strides(p, &p.key, k, head, row)
-    p.copy_key = aliases(&p.key, p.Lk, p.D, p.item)
+    p.copy_key = aliases(&p.key, p.Lk, p.D)
     if v != NULL:
         set_strides(p, &p.value, v, head, row)
-        p.copy_value = aliases(&p.value, p.Lk, p.Dv, p.item)
+        p.copy_value = aliases(&p.value, p.Lk, p.Dv)
     p.scale = (1 / sqrt(<double>p.D) if p.D else 1.0) if scale is None else as_finite("scale", scale)
     p.unit = LOG2_E
     p.softcap = 0.0 if softcap is None else as_softcap(softcap)
 
     p.has_mask = mask is not None
     if p.has_mask:
-        place_scores(plan, "mask", as_mask(mask), &p.mask, 1)
+        place_scores(plan, "mask", as_mask(mask), &p.mask)
     p.has_bias = bias is not None
     if p.has_bias:
-        place_scores(plan, "bias", as_bias(bias, plan.dtype), &p.bias, p.item)
+        place_scores(plan, "bias", as_bias(bias, plan.dtype), &p.bias)
     p.slopes = per_head(plan, "alibi_slopes", alibi_slopes, False)
     p.sinks = per_head(plan, "sinks", sinks, True)
     p.head_scale = per_head(plan, "head_scale", head_scale, False)
@@ -337,9 +345,9 @@ cdef Plan make_plan(object query, object key, object value, object mask, object 
         else:
             shape = (*batch, p.heads, p.Lq, p.Dv) if row == 2 else (*batch, p.Lq, p.heads, p.Dv)
         if out is None:
-            plan.out = empty(shape, plan.dtype)
+            plan.out = empty(shape, dtype)
         else:
-            check_out(out, shape, {"query": query, "key": key, "value": value, "mask": mask, "bias": bias}, dtype=plan.dtype)
+            check_out(out, shape, {"query": query, "key": key, "value": value, "mask": mask, "bias": bias}, dtype=dtype)
             plan.out = out
         plan.borrow(&p.out, &o, plan.out, True)
         set_strides(p, &p.out, o, head, row)

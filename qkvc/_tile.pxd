@@ -22,6 +22,7 @@ ctypedef struct Scratch:
     char *allowed    # [W][tile], -inf where masked: only for the careful walk
     char *K          # [W][D] and [W][Dv]: copies of blocks that cannot be read in place
     char *V
+    char *rows       # [tile][D or Dv]: queries on the way in and results on the way out, where arrays keep them in 16 bits
     char *mass       # [W], for statistics
     Lanes m, l, alpha, beta, factor, first, limit, slope, position
     Lanes spread, distance, most
@@ -70,11 +71,13 @@ cdef inline void put(const Problem *p, void *x, Py_ssize_t i, double value) noex
 cdef Scratch *scratch_of(const Job *job, int worker) noexcept nogil
 cdef Tile lay_out(const Problem *p, Scratch *s, Py_ssize_t task) noexcept nogil
 cdef void fetch_queries(const Problem *p, Py_ssize_t task) noexcept nogil
+cdef void pack_queries(const Problem *p, Scratch *s, const Tile *t) noexcept nogil
 cdef void start(const Problem *p, Scratch *s) noexcept nogil
 cdef bint look(const Problem *p, Scratch *s, const Tile *t, int64_t index, int *depth, Block *b) noexcept nogil
 cdef void score(const Problem *p, Scratch *s, const Tile *t, const int *depth, const Block *b) noexcept nogil
 cdef void note_allowed(const Problem *p, Scratch *s, const Tile *t, const int *depth, const Block *b) noexcept nogil
 cdef void settle(const Problem *p, Scratch *s, const Tile *t, bint want_lse) noexcept nogil
+cdef void store_rows(const Problem *p, Scratch *s, const Tile *t) noexcept nogil
 
 # Bytes of a worker's scratch, laid out in its memory unless that is NULL.
 cdef size_t carve(const Problem *p, char *memory) noexcept nogil

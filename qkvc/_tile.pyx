@@ -8,7 +8,7 @@ from libc.math cimport INFINITY, NAN, exp2, log2
 from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy, memset
 
-from qkvc._kernels cimport Kernels, Task
+from qkvc._kernels cimport QKVC_REAL, Kernels, Task
 from qkvc._plan cimport Plan, Problem, View
 from qkvc._workers cimport Job, hire, perform, share_of, slot
 
@@ -57,13 +57,13 @@ cdef Tile lay_out(const Problem *p, Scratch *s, Py_ssize_t task) noexcept nogil:
     """
     cdef Tile t = find(p, task)
     cdef Py_ssize_t lanes = p.kernels.lanes, batch = t.batch, kv_head = t.kv_head, head, i, q, h, at
-    t.K = p.key.data + (batch_offset(p, &p.key, batch) + kv_head // p.share * p.key.head) * p.item
-    t.V = p.value.data + (batch_offset(p, &p.value, batch) + kv_head // p.share * p.value.head) * p.item if p.value.data else NULL
+    t.K = p.key.data + (batch_offset(p, &p.key, batch) + kv_head // p.share * p.key.head) * p.key.size
+    t.V = p.value.data + (batch_offset(p, &p.value, batch) + kv_head // p.share * p.value.head) * p.value.size if p.value.data else NULL
 
     cdef int64_t length = p.lengths[batch] if p.lengths else p.Lk
     cdef int64_t offset = p.offsets[batch] if p.offsets else p.offset
-    cdef char *query = p.query.data + batch_offset(p, &p.query, batch) * p.item
-    cdef char *out = p.out.data + batch_offset(p, &p.out, batch) * p.item if p.out.data else NULL
+    cdef char *query = p.query.data + batch_offset(p, &p.query, batch) * p.query.size
+    cdef char *out = p.out.data + batch_offset(p, &p.out, batch) * p.out.size if p.out.data else NULL
     cdef char *mask = p.mask.data + batch_offset(p, &p.mask, batch) if p.has_mask else NULL
     cdef char *bias = p.bias.data + batch_offset(p, &p.bias, batch) * p.item if p.has_bias else NULL
     q, h = t.row // p.group, t.row % p.group
@@ -73,11 +73,11 @@ cdef Tile lay_out(const Problem *p, Scratch *s, Py_ssize_t task) noexcept nogil:
             if h == p.group:
                 q, h = q + 1, 0
         head = kv_head * p.group + h
-        s.query[i] = query + (head * p.query.head + q * p.query.row) * p.item
+        s.query[i] = query + (head * p.query.head + q * p.query.row) * p.query.size
         s.index[i] = (batch * p.heads + head) * p.Lq + q
         if out:
-            s.out[i] = out + (head * p.out.head + q * p.out.row) * p.item
-            for at in range(0, p.Dv * p.item, 64):  # a line
+            s.out[i] = out + (head * p.out.head + q * p.out.row) * p.out.size
+            for at in range(0, p.Dv * p.out.size, 64):  # a line
                 qkvc_fetch_to_write(<char *>s.out[i] + at)
         if p.has_mask:
             s.mask_row[i] = <uint8_t *>mask + head * p.mask.head + q * p.mask.row
@@ -102,11 +102,23 @@ cdef void fetch_queries(const Problem *p, Py_ssize_t task) noexcept nogil:
     if task >= p.batch * p.kv_heads * p.tiles:
         return
     t = find(p, task)
-    query = p.query.data + (batch_offset(p, &p.query, t.batch) + t.kv_head * p.group * p.query.head) * p.item
+    query = p.query.data + (batch_offset(p, &p.query, t.batch) + t.kv_head * p.group * p.query.head) * p.query.size
     for i in range(t.row, t.row + t.queries):
-        row = query + (i % p.group * p.query.head + i // p.group * p.query.row) * p.item
-        for at in range(0, p.D * p.item, 64):  # a line
+        row = query + (i % p.group * p.query.head + i // p.group * p.query.row) * p.query.size
+        for at in range(0, p.D * p.query.size, 64):  # a line
             qkvc_fetch(row + at)
+
+
+cdef void pack_queries(const Problem *p, Scratch *s, const Tile *t) noexcept nogil:
+    """QT <- (scale Q) transposed, in units of log2"""
+    cdef const void *row[MAX_TILE]
+    cdef Py_ssize_t col = p.query.col, i
+    memcpy(row, s.query, sizeof(row))
+    if p.query.kind != QKVC_REAL:
+        for i in range(t.vecs * p.kernels.lanes):
+            row[i] = copied(p, <const char *>s.query[i], &p.query, 1, p.D, s.rows + i * p.D * p.item)
+        col = 1
+    p.kernels.pack(row, col, <int>p.D, p.scale * p.unit, t.vecs, s.QT)
 
 
 cdef void start(const Problem *p, Scratch *s) noexcept nogil:
@@ -122,17 +134,8 @@ cdef void start(const Problem *p, Scratch *s) noexcept nogil:
 # -------------------------------------------------------------------------------------------------------------------------- the keys
 
 cdef const char *copied(const Problem *p, const char *x, const View *view, int n, Py_ssize_t cols, char *to) noexcept nogil:
-    """n rows side by side, for strides that the kernels cannot read or that L1 cannot hold."""
-    cdef Py_ssize_t i, c
-    for i in range(n):
-        if view.col == 1:
-            memcpy(to + i * cols * p.item, x + i * view.row * p.item, cols * p.item)
-        elif p.item == sizeof(float):
-            for c in range(cols):
-                (<float *>to)[i * cols + c] = (<const float *>x)[i * view.row + c * view.col]
-        else:
-            for c in range(cols):
-                (<double *>to)[i * cols + c] = (<const double *>x)[i * view.row + c * view.col]
+    """n rows side by side, for numbers or strides that the kernels cannot read, or that L1 cannot hold."""
+    p.kernels.gather(x, view.row, view.col, view.kind, n, <int>cols, to)
     return to
 
 
@@ -168,10 +171,10 @@ cdef bint look(const Problem *p, Scratch *s, const Tile *t, int64_t index, int *
         b.masked = hides(s.mask_row, p.mask.col, b.first, t.queries, b.keys)
     if p.has_bias and shut(p, s, b, t.queries):
         return False
-    b.K, b.K_row = t.K + b.first * p.key.row * p.item, p.key.row
+    b.K, b.K_row = t.K + b.first * p.key.row * p.key.size, p.key.row
     b.V, b.V_row = t.V, 0
     if t.V:
-        b.V, b.V_row = t.V + b.first * p.value.row * p.item, p.value.row
+        b.V, b.V_row = t.V + b.first * p.value.row * p.value.size, p.value.row
     if p.copy_key:
         b.K, b.K_row = copied(p, b.K, &p.key, b.keys, p.D, s.K), p.D
     if p.copy_value:
@@ -292,12 +295,27 @@ cdef void settle(const Problem *p, Scratch *s, const Tile *t, bint want_lse) noe
             s.lse[i] = (m + log2(l)) * LN_2
 
 
+cdef void store_rows(const Problem *p, Scratch *s, const Tile *t) noexcept nogil:
+    """out <- O factor, through out's strides"""
+    cdef void *row[MAX_TILE]
+    cdef Py_ssize_t i
+    if p.out.kind == QKVC_REAL:
+        p.kernels.store(s.O, <int>p.Dv, s.factor, t.queries, s.out, p.out.col)
+        return
+    for i in range(t.queries):
+        row[i] = s.rows + i * p.Dv * p.item
+    p.kernels.store(s.O, <int>p.Dv, s.factor, t.queries, row, 1)
+    for i in range(t.queries):
+        p.kernels.shorten(row[i], <int>p.Dv, p.out.kind, s.out[i], p.out.col)
+
+
 # ------------------------------------------------------------------------------------------------------------------ scratch and threads
 
 cdef size_t carve(const Problem *p, char *memory) noexcept nogil:
     """Lay a worker's Scratch out in its share of the memory, and say how large that is; without memory, only say it.
 
-    item [tile (D + Dv + 3 W) + W (1 + D + Dv where copied)] bytes and some lines: no term in Lq, and none in Lk beyond a block.
+    item [tile (D + Dv + 3 W) + W (1 + D + Dv where copied)] bytes, tile times the larger of D and Dv where query or out have 16 bits,
+    and some lines: no term in Lq, and none in Lk beyond a block.
     """
     cdef Scratch measured
     cdef Scratch *s = <Scratch *>memory if memory != NULL else &measured
@@ -311,6 +329,7 @@ cdef size_t carve(const Problem *p, char *memory) noexcept nogil:
     s.mass = slot(memory, &at, keys * p.item)
     s.K = slot(memory, &at, keys * p.D * p.item if p.copy_key else 0)
     s.V = slot(memory, &at, keys * p.Dv * p.item if p.copy_value else 0)
+    s.rows = slot(memory, &at, row * max(p.D, p.Dv) if p.query.kind != QKVC_REAL or p.out.kind != QKVC_REAL else 0)
     return at
 
 

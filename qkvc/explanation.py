@@ -49,6 +49,7 @@ _COSTS = {
 # Why a block is copied, and what a number of it costs, in flops of the dtype.
 _COPIES: dict[str, tuple[str, dict[str, float]]] = {
     "columns": ("its columns are not adjacent", {"float32": 37, "float64": 20}),  # one by one
+    "storage": ("its 16-bit numbers are widened", {"float32": 6}),
     "rows": ("its rows lie a multiple of 4096 bytes apart", {"float32": 13, "float64": 13}),
 }
 
@@ -59,7 +60,7 @@ class Explanation:
 
     kernels: str  # that run: a set's name
     narrow: bool  # the set with half the lanes stands in, because the queries would leave too many empty
-    dtype: str
+    dtype: str  # that is computed in
     lanes: int
     tiles: int  # of queries, over all heads and batch items
     tile_vectors: int  # in the largest of them
@@ -280,7 +281,7 @@ def explain(
     try:
         kind = np.dtype(dtype)
     except TypeError:
-        raise TypeError(bad("dtype", "float32 or float64", repr(dtype), "explain")) from None
+        raise TypeError(bad("dtype", "float64, float32, float16 or bfloat16", repr(dtype), "explain")) from None
     for name, number in (("peak", peak), ("bandwidth", bandwidth), ("overhead", overhead)):
         if number is not None and not 0 < number < float("inf"):
             raise ValueError(bad(name, "a number above 0", str(number), "explain"))
@@ -289,14 +290,15 @@ def explain(
     options = (causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap, scale, head_scale, layout, out, num_threads)
     told = describe(q, k, v, m, b, *options)
 
-    item, threads, kernels = told["item"], told["threads"], active_kernels()
+    item, (q_item, k_item, v_item, out_item) = told["item"], told["items"]
+    threads, kernels = told["threads"], active_kernels()
     peak = _measured_peak(kernels, told["dtype"], threads) if peak is None else peak
     bandwidth = _measured_bandwidth(threads) if bandwidth is None else bandwidth
     overhead = _measured_overhead(kernels) if overhead is None else overhead
-    read = min(_numbers(q), told["rows"] * told["dim"]) * item
-    read += (min(_numbers(k), told["key_rows_once"] * told["dim"]) + min(_numbers(v), told["key_rows_once"] * told["v_dim"])) * item
+    read = min(_numbers(q), told["rows"] * told["dim"]) * q_item + min(_numbers(k), told["key_rows_once"] * told["dim"]) * k_item
+    read += min(_numbers(v), told["key_rows_once"] * told["v_dim"]) * v_item
     read += (0 if m is None else min(_numbers(m), told["mask_cells"])) + (0 if b is None else min(_numbers(b), told["bias_cells"]) * item)
-    written = told["rows"] * told["v_dim"] * item
+    written = told["rows"] * told["v_dim"] * out_item
     columns = told["dim"] + told["v_dim"]
     work = _work(told, softcap is not None, alibi_slopes is not None, b is not None)
     return Explanation(
@@ -307,7 +309,7 @@ def explain(
         flops_computed=2 * columns * told["pairs_computed"],
         bytes_read=read,
         bytes_written=written,
-        bytes_reread=(told["key_rows"] - told["key_rows_once"]) * columns * item,
+        bytes_reread=(told["key_rows"] - told["key_rows_once"]) * (told["dim"] * k_item + told["v_dim"] * v_item),
         peak=peak,
         bandwidth=bandwidth,
         arithmetic=work * told["share"] * threads / (peak * 1e9),

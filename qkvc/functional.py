@@ -59,7 +59,8 @@ def attention(
     ----------
     query : array_like, shape (..., H_q, L_q, D) or (L_q, D)
         What is asked.  Leading axes are the batch and broadcast as in NumPy; any strides are read in place.  Query, key and value are
-        float32 or float64, or count as float64 (integers, bools); where they differ, NumPy's promotion gives the dtype of everything.
+        float64, float32, float16 or bfloat16 (of `ml_dtypes`), or count as float64 (integers, bools).  Where they differ, the result is
+        float64 if one of them is, else float32.  Arrays of 16 bits are read as they are, and computed in float32.
     key : array_like, shape (..., H_kv, L_k, D) or (L_k, D)
         What the queries are matched with.  ``H_kv`` divides ``H_q``: query head ``h`` attends to key head ``h // (H_q // H_kv)``
         (grouped-query attention), and nothing is repeated in memory.
@@ -107,7 +108,7 @@ def attention(
     ValueError
         Shapes, lengths or options that do not fit together; the message names the argument, what came and what was wanted.
     TypeError
-        float16, bfloat16 and other dtypes that have no kernels yet, a mask that is not bool, anything not array-like.
+        Another dtype, a mask that is not bool, anything not array-like.
     MemoryError
         No memory for the result or the scratch (under 1 MB per thread for D and Dv up to 640, at any length).
 

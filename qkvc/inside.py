@@ -123,7 +123,7 @@ def attention_weights(
     q: Any = query
     k: Any = key
     if heads is not None or queries is not None:
-        q, k, _ = as_operands(q, k, None, "attention_weights")
+        q, k, _, _ = as_operands(q, k, None)
         axis = {"bhld": (-3, -2), "blhd": (-2, -3)}.get(layout, (-3, -2))
         if heads is not None:
             q, k, per_head, dense = _choose_heads(q, k, axis[0], heads, (alibi_slopes, sinks), (mask, bias))

@@ -1,8 +1,8 @@
-/* The micro-kernels for float32 in AVX2 and FMA. */
+/* The micro-kernels for float32 in AVX2, FMA and F16C. */
 #include "target.h"
 
 #ifdef QKVC_X86 /* on other machines this file is empty */
-TARGET_BEGIN("avx2,fma")
+TARGET_BEGIN("avx2,fma,f16c")
 #define NAME "avx2"
 #define TABLE qkvc_avx2_f32
 #define NARROW NULL

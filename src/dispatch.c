@@ -16,8 +16,9 @@ static uint64_t saved_registers(void)
 
 static int has_avx2(uint64_t xcr0)
 {
+    const uint32_t wanted = bit_FMA | bit_F16C;
     uint32_t a, b, c, d;
-    if ((xcr0 & 0x06) != 0x06 || !__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_FMA)) return 0;
+    if ((xcr0 & 0x06) != 0x06 || !__get_cpuid(1, &a, &b, &c, &d) || (c & wanted) != wanted) return 0;
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_AVX2);
 }
 

@@ -19,6 +19,9 @@
 #define QKVC_BLOCK 128 /* keys per block: W of docs/arithmetic.md, measured there */
 #define QKVC_MAX_VECS 3
 
+/* How an array keeps its numbers: as the set's reals, or in 16 bits, which are widened on the way in and rounded on the way out. */
+enum qkvc_kind { QKVC_REAL, QKVC_FLOAT16, QKVC_BFLOAT16 };
+
 struct qkvc_kernels {
     const char *name;  /* "avx512", "avx2", "neon", "portable" */
     const char *dtype; /* "float32", "float64" */
@@ -27,6 +30,12 @@ struct qkvc_kernels {
     int vecs;          /* most vectors per tile; tile = lanes * vecs */
     const struct qkvc_kernels *narrow; /* a set with the same bits and half the lanes, for when these would lie empty; or NULL */
     const struct qkvc_kernels *float64; /* the same instructions for float64; a float64 set names itself */
+
+    /* to[i * cols + c] = the real that x[i * row + c * col] of that kind is, for i < rows and c < cols.  float64 takes reals only. */
+    void (*gather)(const void *x, ptrdiff_t row, ptrdiff_t col, int kind, int rows, int cols, void *to);
+
+    /* to[c * col] of that 16-bit kind = x[c], rounded to nearest even; NULL for float64 */
+    void (*shorten)(const void *x, int n, int kind, void *to, ptrdiff_t col);
 
     /* panel[c][lane] = rows[lane][c * col] * scale for c < cols.  rows has vecs * lanes pointers, all of them readable. */
     void (*pack)(const void *const *rows, ptrdiff_t col, int cols, double scale, int vecs, void *panel);

@@ -30,6 +30,7 @@ static INLINE int larger(int a, int b) { return a > b ? a : b; }
 
 #include "exp_body.h"
 #include "panels_body.h"
+#include "storage_body.h"
 #include "scores_body.h"
 #include "layers_body.h"
 
@@ -278,6 +279,8 @@ const struct qkvc_kernels TABLE = {
     .vecs = VECS,
     .narrow = NARROW,
     .float64 = &FLOAT64,
+    .gather = gather,
+    .shorten = SHORTEN,
     .pack = pack,
     .mask = mask,
     .scores = scores,

@@ -46,6 +46,11 @@ static INLINE vec v_load_bytes(const uint8_t *p)
 #endif
 }
 
+#if REAL_SIZE == 4
+static INLINE vec v_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+static INLINE void v_store_f16(uint16_t *p, vec a) { _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT)); }
+#endif
+
 static INLINE vec v_add(vec a, vec b) { return V(add)(a, b); }
 static INLINE vec v_sub(vec a, vec b) { return V(sub)(a, b); }
 static INLINE vec v_mul(vec a, vec b) { return V(mul)(a, b); }

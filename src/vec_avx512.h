@@ -37,6 +37,14 @@ static INLINE vec v_load_bytes(const uint8_t *p)
 #endif
 }
 
+#if REAL_SIZE == 4
+static INLINE vec v_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+static INLINE void v_store_f16(uint16_t *p, vec a)
+{
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#endif
+
 static INLINE vec v_add(vec a, vec b) { return V(add)(a, b); }
 static INLINE vec v_sub(vec a, vec b) { return V(sub)(a, b); }
 static INLINE vec v_mul(vec a, vec b) { return V(mul)(a, b); }

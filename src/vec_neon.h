@@ -42,6 +42,11 @@ static INLINE vec v_load_bytes(const uint8_t *p)
     return v_load(t);
 }
 
+#if REAL_SIZE == 4
+static INLINE vec v_load_f16(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+static INLINE void v_store_f16(uint16_t *p, vec a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a))); }
+#endif
+
 static INLINE vec v_add(vec a, vec b) { return V(vaddq)(a, b); }
 static INLINE vec v_sub(vec a, vec b) { return V(vsubq)(a, b); }
 static INLINE vec v_mul(vec a, vec b) { return V(vmulq)(a, b); }

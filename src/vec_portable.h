@@ -42,6 +42,16 @@ static INLINE void v_store_n(REAL *p, vec a, int n)
 #define BYTE(i) p[i]
 static INLINE vec v_load_bytes(const uint8_t *p) { return (vec)EACH(BYTE); }
 
+#if REAL_SIZE == 4
+#include "float16.h"
+#define WIDE(i) widen_f16(p[i])
+static INLINE vec v_load_f16(const uint16_t *p) { return (vec)EACH(WIDE); }
+static INLINE void v_store_f16(uint16_t *p, vec a)
+{
+    for (int i = 0; i < LANES; ++i) p[i] = round_f16(a[i]);
+}
+#endif
+
 static INLINE vec v_add(vec a, vec b) { return a + b; }
 static INLINE vec v_sub(vec a, vec b) { return a - b; }
 static INLINE vec v_mul(vec a, vec b) { return a * b; }

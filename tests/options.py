@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes  # noqa: F401  # NumPy knows "bfloat16" by it
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,12 +21,14 @@ SHAPES = (
     ((1,), (2, 1), (50, 520), (32, 16)),
 )
 DTYPES = ("float32", "float64")
+HALVES = ("float16", "bfloat16")  # stored so, computed in float32
 Arrays = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 
 
 def operands_in(dtype: str, rng: np.random.Generator, *shape: Any) -> Arrays:
     """N(0, 1), in float64 with all its digits."""
-    return tuple(x if dtype == "float32" else x * rng.uniform(0.5, 2, x.shape) for x in operands(rng, *shape))  # type: ignore[return-value]
+    arrays = operands(rng, *shape)
+    return tuple(x * rng.uniform(0.5, 2, x.shape) for x in arrays) if dtype == "float64" else tuple(x.astype(dtype) for x in arrays)  # type: ignore[return-value]
 
 
 # Alone, in this order, and all at once.

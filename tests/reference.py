@@ -60,18 +60,32 @@ class Problem(NamedTuple):
 
 
 def result_type(*operands: ArrayLike) -> np.dtype[Any]:
-    """NumPy's promotion, where integers and bools count as float64."""
-    dtypes = [np.asarray(x).dtype for x in operands]
-    return np.result_type(*(x if x.kind == "f" else np.dtype(np.float64) for x in dtypes)).newbyteorder("=")
+    """NumPy's promotion, where integers and bools count as float64, and two kinds of 16 bits meet in float32."""
+    dtypes = {np.dtype(np.float64) if x.kind in "iub" else x.newbyteorder("=") if x.kind == "f" else x
+              for x in (np.asarray(x).dtype for x in operands)}  # fmt: skip
+    if np.dtype(np.float64) in dtypes:
+        return np.dtype(np.float64)
+    return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+
+
+def lse_type(*operands: ArrayLike) -> np.dtype[Any]:
+    """Of `lse`, and of everything that looks inside: what is computed in."""
+    return np.dtype(np.float64 if result_type(*operands) == np.float64 else np.float32)
 
 
 def exact_for(*operands: ArrayLike) -> DTypeLike:
     """What to compute in for operands like these, so that the oracle's own error does not count."""
-    return np.float64 if result_type(*operands) == np.float32 else np.longdouble
+    return np.longdouble if result_type(*operands) == np.float64 else np.float64
 
 
 def unit_of(dtype: DTypeLike) -> float:
-    return UNIT if np.dtype(dtype) == np.float32 else 2.0**-53
+    return 2.0**-53 if np.dtype(dtype) == np.float64 else UNIT
+
+
+def shortening(dtype: DTypeLike, out: Array) -> Array:
+    """By how much a result is moved when it is rounded to 16 bits: half a unit in the last place, or of the smallest denormal."""
+    bits, smallest = {"float16": (11, 2.0**-24), "bfloat16": (8, 2.0**-133)}.get(np.dtype(dtype).name, (np.inf, 0.0))
+    return np.maximum(2.0**-bits * np.abs(np.asarray(out, np.float64)), smallest / 2)
 
 
 def _by_head(x: ArrayLike, layout: str) -> Array:

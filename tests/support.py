@@ -10,21 +10,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 import qkvc
 
-from .reference import Reference, exact_for, reference, result_type
+from .reference import Reference, exact_for, lse_type, reference, result_type
 
 ROOT = Path(__file__).parents[1]  # of the repository
 
 # The one tolerance table: absolute error of `out` per unit of the largest |value|, and of `lse` per unit of max(1, |lse|).  Scores of a few
 # units are meant (N(0, 1) inputs, default scale), where naive float32 NumPy reaches 5e-7; the sharp tests use `reference.certificate`.
-# float64 has 29 bits more.
+# float64 has 29 bits more; results of 16 bits are rounded, by 5e-4 and 4e-3.
 TOLERANCE = {"out": 2e-6, "lse": 2e-6}
-FINER = {"float32": 1.0, "float64": 2.0**-29}
+FINER = {"float32": 1.0, "float64": 2.0**-29, "float16": 2.0**9, "bfloat16": 2.0**12}
 
 
 def bits(x: NDArray[Any]) -> NDArray[Any]:
@@ -61,7 +62,7 @@ def assert_attention(query: Any, key: Any, value: Any, what: object = "", **opti
     size = size.max(initial=1, where=np.isfinite(size)) * np.abs(options.get("head_scale", 1.0)).max(initial=1)
     assert_close(got.out, expected.out, TOLERANCE["out"] * FINER[dtype.name] * size, what, dtype)
     largest = np.abs(expected.lse).max(initial=1, where=np.isfinite(expected.lse))
-    assert_close(got.lse, expected.lse, TOLERANCE["lse"] * FINER[dtype.name] * largest, what, dtype)
+    assert_close(got.lse, expected.lse, TOLERANCE["lse"] * FINER[dtype.name] * largest, what, lse_type(query, key, value))
     return expected
 
 
@@ -72,7 +73,7 @@ def share_of_bound(name: str, actual: NDArray[Any], expected: NDArray[Any], boun
     finite = np.isfinite(expected)
     if (actual[~finite] != expected[~finite]).any():
         raise AssertionError(f"{name}: {actual[~finite][:3]} for {expected[~finite][:3]}")
-    smallest = np.finfo(dtype).smallest_subnormal
+    smallest = ml_dtypes.finfo(dtype).smallest_subnormal
     ratio = np.abs(actual[finite] - expected[finite]) / (np.broadcast_to(bound, expected.shape)[finite] + smallest)
     if not (ratio <= 1).all():
         raise AssertionError(f"{name}: {(~(ratio <= 1)).sum()} of {actual.size} elements, the worst at {np.max(ratio):.3g} of the bound")
@@ -95,7 +96,7 @@ def operands(
 
 
 def _filled(shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
-    return np.full(shape, np.nan if dtype.kind == "f" else 1, dtype)
+    return np.full(shape, np.nan if dtype.kind in "fV" else 1, dtype)
 
 
 def _gaps(a: NDArray[Any]) -> NDArray[Any]:
@@ -146,7 +147,7 @@ MEMORY: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
     "rows outermost": _rows_outermost,
     "one element off a cache line": lambda a: at_byte(a, a.itemsize),
     "unaligned": lambda a: at_byte(a, 1),
-    "other byte order": lambda a: a.astype(a.dtype.newbyteorder()),
+    "other byte order": lambda a: a if a.dtype.kind == "V" else a.astype(a.dtype.newbyteorder()),  # bfloat16 has but one
     "read-only": _read_only,
 }
 

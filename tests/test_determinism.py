@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import qkvc
 
-from .options import DTYPES, OPTIONS, option
+from .options import DTYPES, HALVES, OPTIONS, option
 from .support import MEMORY, assert_same_bits, at_byte, operands
 
 #         batch, (H_q, H_kv), (L_q, L_k), (D, Dv): one tile, many tiles, few queries, long rows, groups, remainders everywhere
@@ -23,7 +23,7 @@ SHAPES = (
     ((1,), (2, 1), (260, 1030), (32, 80)),
     ((2, 2), (4, 4), (31, 97), (17, 9)),
 )
-KINDS = list(itertools.product(OPTIONS, DTYPES))
+KINDS = list(itertools.product(OPTIONS, DTYPES + HALVES))
 
 Operands = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 import qkvc
 
-from .options import DTYPES, OPTIONS, SHAPES, operands_in, option
+from .options import DTYPES, HALVES, OPTIONS, SHAPES, operands_in, option
 from .pictures import bool_mask, uniform
 from .reference import (
     Bounds,
     certificate,
     exact_for,
+    lse_type,
     problem,
     reference,
     reference_merge,
@@ -53,7 +54,7 @@ def bound_of(stage: str, bounds: Bounds, expected: NDArray[Any], dtype: Any) -> 
 # --- scores and weights ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES + HALVES)
 @pytest.mark.parametrize("name", INSIDE)
 def test_scores(isa: str, rng: np.random.Generator, name: str, dtype: str) -> None:
     for shape in SHAPES:
@@ -63,7 +64,7 @@ def test_scores(isa: str, rng: np.random.Generator, name: str, dtype: str) -> No
         for stage in STAGES:
             got = qkvc.attention_scores(query, key, stage=stage, **options)
             expected = reference_scores(query, key, stage, **exact)
-            share_of_bound(f"{stage} {name} {shape}", got, expected, bound_of(stage, bounds, expected, dtype), np.dtype(dtype))
+            share_of_bound(f"{stage} {name} {shape}", got, expected, bound_of(stage, bounds, expected, dtype), lse_type(query, key))
         assert_same_bits(qkvc.attention_weights(query, key, **options), got, f"weights are the last stage, {name} {shape}")
 
 
@@ -453,7 +454,7 @@ MISUSE: list[tuple[str, Callable[[], object], Any, tuple[str, ...]]] = [
     ("lse of strings", lambda: qkvc.attention_stats(Q, K, lse="abc"), TypeError, ("lse",)),
     ("lse complex", lambda: qkvc.attention_stats(Q, K, lse=ones(2, 4, 3, dtype=complex)), TypeError, ("lse", "complex")),
     ("scores of complex numbers", lambda: qkvc.attention_scores(Q.astype(complex), K), TypeError, ("query", "complex128")),
-    ("scores of float16", lambda: qkvc.attention_scores(Q.astype(np.float16), K), TypeError, ("query", "float16")),
+    ("scores of long doubles", lambda: qkvc.attention_scores(Q.astype(np.longdouble), K), TypeError, ("query", str(np.dtype("g")))),
     ("heads that do not divide", lambda: qkvc.attention_stats(ones(2, 3, 3, 8), K), ValueError, ("heads", "3", "2")),
     ("a float mask", lambda: qkvc.attention_weights(Q, K, mask=ones(3, 5)), TypeError, ("mask", "bool", "bias", "float32")),
     ("causal both ways", lambda: qkvc.attention_weights(Q, K, causal=True), ValueError, ("causal", "top-left", "bottom-right")),

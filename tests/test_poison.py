@@ -4,31 +4,32 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 import qkvc
 
-from .options import DTYPES
+from .options import DTYPES, HALVES
 from .reference import problem
 from .support import MEMORY, assert_same_bits, bits, normal, operands
 
 
-def from_bits(pattern: int, size: int) -> Any:
-    return np.array(pattern, f"u{size}").view(f"f{size}")[()]
+def from_bits(pattern: int, dtype: str) -> Any:
+    return np.array(pattern, f"u{np.dtype(dtype).itemsize}").view(dtype)[()]
 
 
 def poisons(dtype: str) -> dict[str, Any]:
-    size, kind = (4, np.float32) if dtype == "float32" else (8, np.float64)
-    top = float(np.finfo(kind).max)
-    shift = 8 * size - 32
-    quiet, first = (0x7FC00000, 0x7F800000) if size == 4 else (0x7FF80000, 0x7FF00000)
+    kind = np.dtype(dtype).type
+    top, size = float(ml_dtypes.finfo(dtype).max), 8 * np.dtype(dtype).itemsize
+    infinite = int(kind(np.inf).view(f"u{size // 8}"))
+    quiet = 1 << ml_dtypes.finfo(dtype).nmant - 1
     return {
-        "quiet NaN": from_bits(quiet << shift, size),
-        "negative NaN with a payload": from_bits((quiet | 0x8015A5A5) << shift, size),
-        "signalling NaN": from_bits((first << shift) | 1, size),
-        "signalling NaN, all bits": from_bits(((1 << 8 * size) - 1) ^ ((quiet ^ first) << shift), size),
+        "quiet NaN": from_bits(infinite | quiet, dtype),
+        "negative NaN with a payload": from_bits(1 << size - 1 | infinite | quiet | quiet // 2 + 1, dtype),
+        "signalling NaN": from_bits(infinite | 1, dtype),
+        "signalling NaN, all bits": from_bits(((1 << size) - 1) ^ quiet, dtype),
         "+inf": kind(np.inf),
         "-inf": kind(-np.inf),
         "huge": kind(0.3 * top),
@@ -95,7 +96,7 @@ def beside(rng: np.random.Generator, heads: int, options: dict[str, Any]) -> dic
 
 
 @pytest.mark.parametrize("more", [False, True], ids=["alone", "with softcap, ALiBi, sinks, head_scale"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES + HALVES)
 @pytest.mark.parametrize("poison", POISON)
 @pytest.mark.parametrize("hiding", HIDING)
 def test_keys_nobody_attends_to(isa: str, rng: np.random.Generator, hiding: str, poison: str, dtype: str, more: bool) -> None:

@@ -19,6 +19,8 @@ for isa in wanted:
             mixed = layer(query[:, 0].repeat(3, axis=-1), causal=True)
         scores = np.einsum("...id,...jd->...ij", query, key, dtype=np.float64) / np.sqrt(20)
         p = np.exp(np.where(np.tri(150, dtype=bool), scores, -np.inf))
+        halves = [x.astype(np.float16) for x in (query, key, value)]
+        assert (qkvc.attention(*halves) == qkvc.attention(*(x.astype(np.float32) for x in halves)).astype(np.float16)).all()
         near = 1e-5 if dtype == np.float32 else 1e-13
         np.testing.assert_allclose(got, p / p.sum(-1, keepdims=True) @ value, near, near)
         np.testing.assert_allclose(weights.sum(-1), 1, near)

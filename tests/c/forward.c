@@ -252,6 +252,27 @@ static void check_panels(const Set *kn, int queries, int D, int col)
     expect(kn, "store, past its end", 0, get(kn, rows, queries * wide_row), 77, 0);
 }
 
+/* Each number of 16 bits becomes its real and itself again; half-way to the next it becomes the even one of the two */
+static void check_storage(const Set *kn, int kind)
+{
+    static uint16_t x[1 << 16], back[1 << 16];
+    static float y[1 << 16];
+    const int bits = kind == QKVC_FLOAT16 ? 10 : 7, top = 0x7fff >> bits;
+    for (int i = 0; i < 1 << 16; ++i) x[i] = (uint16_t)i;
+    for (int half = 0; half < 2; ++half) {
+        kn->gather(x, 0, 1, kind, 1, 1 << 16, y);
+        for (int i = 0; i < 1 << 16; ++i) {
+            const int e = i >> bits & top, m = i & ((1 << bits) - 1);
+            const double size = ldexp(m + (e ? 1 << bits : 0), (e ? e : 1) - top / 2 - bits), want = e < top ? size : m ? NAN : INFINITY;
+            if (!half) expect(kn, "gather", i, fabs(y[i]), want, 0), expect(kn, "gather, sign", i, !signbit(y[i]), !(i >> 15), 0);
+            if (half && e < top) y[i] += (float)copysign(ldexp(0.5, (e ? e : 1) - top / 2 - bits), y[i]);
+        }
+        kn->shorten(y, 1 << 16, kind, back, 1);
+        for (int i = 0; i < 1 << 16; ++i)
+            if (y[i] == y[i]) expect(kn, "shorten", i, back[i], i + (half && (i >> bits & top) < top ? i & 1 : 0), 0);
+    }
+}
+
 static void check_summary(const Set *kn, int vecs)
 {
     const int tile = kn->lanes * kn->vecs, depth[3] = {vecs == 1 ? 101 : 40, vecs == 2 ? 101 : 77, 101};
@@ -455,6 +476,7 @@ int main(void)
             for (int n = 1; n <= kn->lanes * kn->vecs; ++n)
                 for (int col = 1; col <= 3; col += 2) check_panels(kn, n, widths[n % 5], col);
             for (int n = 1; n < 500; n += 1 + n / 9) check_rows(kn, n);
+            for (int kind = QKVC_FLOAT16; kn->shorten && kind <= QKVC_BFLOAT16; ++kind) check_storage(kn, kind);
             printf("%-8s %s  kernels: largest error %.2f of what is allowed\n", kn->name, kn->dtype, worst);
         }
         worst = 0;
