@@ -10,7 +10,7 @@ from importlib.metadata import version
 import threadpoolctl
 
 
-class QkvcController(threadpoolctl.LibController):  # type: ignore[misc]  # threadpoolctl has no types
+class QkvcController(threadpoolctl.LibController):
     """Finds qkvc's extension among the loaded libraries and calls the two functions it exports."""
 
     user_api = "qkvc"
