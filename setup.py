@@ -53,6 +53,7 @@ setup(
             extension("_softmax", []),
             extension("_linear", []),
             extension("_layers", []),
+            extension("_rotary", []),
         ],
         build_dir="build/debug" if DEBUG else "build",
         force=ANNOTATE,

@@ -23,6 +23,7 @@ from qkvc.functional import (
 )
 from qkvc.inside import AttentionStats, attention_scores, attention_stats, attention_weights
 from qkvc.multihead import MultiHeadAttention
+from qkvc.rotary import Llama3Scaling, RopeConfig, rope, rotate
 
 __version__ = _version("qkvc")
 
@@ -33,7 +34,9 @@ __all__ = [
     "AttentionOutput",
     "AttentionStats",
     "Explanation",
+    "Llama3Scaling",
     "MultiHeadAttention",
+    "RopeConfig",
     "attention",
     "attention_scores",
     "attention_stats",
@@ -46,6 +49,8 @@ __all__ = [
     "kernels",
     "logsumexp",
     "merge_attention",
+    "rope",
+    "rotate",
     "scaled_dot_product_attention",
     "set_num_threads",
     "show_config",

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 _FLOAT32 = np.dtype(np.float32)
 _FAR = 1e30  # a number of an option, or its reciprocal: beyond, products with log2(e) and distances leave float32
+FARTHEST = 1 << 53  # a position: float64, in which angles are computed, has all integers up to here
 _REAL = "float32 or float64, integers or bools (no kernels for other dtypes yet: convert with .astype(numpy.float32))"
 
 
@@ -46,16 +47,16 @@ def as_real(name: str, x: Any, who: str = "attention") -> NDArray[Any]:
     return array.astype(np.float64)
 
 
-def _as_operand(name: str, x: Any) -> NDArray[Any]:
+def as_operand(name: str, x: Any, who: str = "attention") -> NDArray[Any]:
     """As `as_real`, and float16 and bfloat16 too, which ml_dtypes defines: known by name, so that nobody needs it who has none of them."""
-    array = as_array(name, x)
+    array = as_array(name, x, who)
     if array.dtype.name == "bfloat16":
         return array
     if array.dtype.name == "float16":
         return array if array.dtype.isnative else array.astype(np.float16)
     if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
-        raise TypeError(bad(name, "float64, float32, float16 or bfloat16, integers or bools", str(array.dtype)))
-    return as_real(name, array)
+        raise TypeError(bad(name, "float64, float32, float16 or bfloat16, integers or bools", str(array.dtype), who))
+    return as_real(name, array, who)
 
 
 def as_operands(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any, np.dtype[Any]]:
@@ -64,7 +65,7 @@ def as_operands(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any, np.dty
     Beside float64 everything becomes float64.  Beside one another, the others stay as they are: all are computed in float32, which is the
     result where they differ.
     """
-    given = [_as_operand("query", query), _as_operand("key", key)] + ([] if value is None else [_as_operand("value", value)])
+    given = [as_operand("query", query), as_operand("key", key)] + ([] if value is None else [as_operand("value", value)])
     dtype = given[0].dtype
     if any(x.dtype == np.float64 for x in given):
         dtype = np.dtype(np.float64)
@@ -132,35 +133,75 @@ def as_window(x: Any) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def as_integers(name: str, x: Any, shape: tuple[int, ...], low: int, high: int) -> NDArray[np.int64]:
-    """One int64 per batch item, a private copy that is taken first and checked then, so that no other thread can change it between."""
-    array = as_array(name, x)
+def integers_within(name: str, x: Any, low: int, high: int, who: str = "attention") -> NDArray[np.int64]:
+    """A private copy that is taken first and checked then, so that no other thread can change it between."""
+    array = as_array(name, x, who)
     if array.dtype == np.object_ and isinstance(x, int):
-        raise ValueError(bad(name, f"integers from {low} to {high}", "one beyond 64 bits"))
+        raise ValueError(bad(name, f"integers from {low} to {high}", "one beyond 64 bits", who))
     if array.dtype.kind not in "iu":
-        raise TypeError(bad(name, "integers", str(array.dtype)))
+        raise TypeError(bad(name, "integers", str(array.dtype), who))
     private = np.array(array)
     wrong = private[(private < low) | (private > high)]
     if wrong.size:
-        raise ValueError(bad(name, f"integers from {low} to {high}", str(wrong[0])))
+        raise ValueError(bad(name, f"integers from {low} to {high}", str(wrong[0]), who))
+    return private.astype(np.int64, copy=False)
+
+
+def as_integers(name: str, x: Any, shape: tuple[int, ...], low: int, high: int) -> NDArray[np.int64]:
+    """One int64 per batch item, a private copy."""
+    private = integers_within(name, x, low, high)
     try:
-        return np.array(np.broadcast_to(private, shape), dtype=np.int64).reshape(-1)
+        return np.array(np.broadcast_to(private, shape)).reshape(-1)
     except ValueError:
         raise ValueError(bad(name, f"one integer, or integers that broadcast to the batch {shape}", shape_text(private))) from None
 
 
-def as_finite(name: str, x: Any) -> float:
+def as_positions(name: str, x: Any, batch: tuple[int, ...], length: int, who: str) -> NDArray[np.int64]:
+    """One integer per token, on leading axes that broadcast to the batch; of one integer alone, the first token's, the others follow."""
+    given = integers_within(name, x, -FARTHEST, FARTHEST, who)
+    positions = given + np.arange(length) if given.ndim == 0 else given
+    try:
+        fits = positions.shape[-1] == length and np.broadcast_shapes(positions.shape[:-1], batch) == batch
+    except ValueError:
+        fits = False
+    if not fits:
+        wanted = f"an integer, or integers of shape (..., {length}), one per token, whose leading axes broadcast to the batch {batch}"
+        raise ValueError(bad(name, wanted, shape_text(given), who))
+    return positions
+
+
+def as_finite(name: str, x: Any, who: str = "attention") -> float:
     if isinstance(x, (bool, np.bool_, str)):
-        raise TypeError(bad(name, "a finite number", type(x).__name__))
+        raise TypeError(bad(name, "a finite number", type(x).__name__, who))
     try:
         number = float(x)
     except OverflowError:
-        raise ValueError(bad(name, "a finite number", "one beyond float64")) from None
+        raise ValueError(bad(name, "a finite number", "one beyond float64", who)) from None
     except (TypeError, ValueError):
-        raise TypeError(bad(name, "a finite number", type(x).__name__)) from None
+        raise TypeError(bad(name, "a finite number", type(x).__name__, who)) from None
     if not isfinite(number):
-        raise ValueError(bad(name, "a finite number", str(number)))
+        raise ValueError(bad(name, "a finite number", str(number), who))
     return number
+
+
+def as_above_zero(name: str, x: Any, who: str) -> float:
+    if (number := as_finite(name, x, who)) <= 0:
+        raise ValueError(bad(name, "a number above 0", str(number), who))
+    return number
+
+
+def as_flag(name: str, x: Any, who: str) -> bool:
+    if not isinstance(x, (bool, np.bool_)):
+        raise TypeError(bad(name, "True or False", type(x).__name__, who))
+    return bool(x)
+
+
+def as_count(name: str, n: Any, who: str) -> int:
+    if isinstance(n, (bool, np.bool_)) or not hasattr(n, "__index__"):
+        raise TypeError(bad(name, "an integer of 1 or more", type(n).__name__, who))
+    if (count := int(n.__index__())) < 1:
+        raise ValueError(bad(name, "an integer of 1 or more", str(count), who))
+    return count
 
 
 def as_softcap(x: Any) -> float:

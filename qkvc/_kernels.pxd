@@ -37,6 +37,8 @@ cdef extern from "kernels.h" nogil:
                         void *YT) noexcept nogil
         void (*gelu)(const void *x, Py_ssize_t n, void *out) noexcept nogil
         void (*norm)(void *Y, const void *R, int rows, int vecs, double eps, const void *weight, const void *bias) noexcept nogil
+        void (*turn)(void *x, int width, const void *weight, double eps, int pairs, bint interleaved, const void *cos,
+                     const void *sin) noexcept nogil
         bint (*finite)(const void *O, int Dv, const void *l, int vecs) noexcept nogil
         void (*store)(const void *O, int Dv, const void *factor, int queries, void *const *rows, Py_ssize_t col) noexcept nogil
         void (*weigh)(void *S, const void *shift, const int *depth, int vecs) noexcept nogil

@@ -21,7 +21,6 @@ cdef extern from "fpenv.h" nogil:
     void qkvc_fp_leave(uint64_t before)
 
 cdef enum:
-    MAX_AXES = 32
     MAX_TILE = 64
     UNIT = 16           # rows of the weight that stay together: whole squares for `store`, whole tiles of rows
     COLUMNS = 1024      # of x that are packed at a time, whole blocks of clause 8; 256 where the weight's columns are not adjacent, for so
@@ -32,13 +31,6 @@ cdef enum:
 
 cdef object FLOAT32 = np.dtype("float32")
 cdef object FLOAT64 = np.dtype("float64")
-
-
-cdef struct Tokens:  # the rows of an array (..., columns), counted in C order; strides in bytes, col in elements
-    char *data
-    int axes
-    Py_ssize_t[MAX_AXES] shape, stride
-    Py_ssize_t col
 
 
 cdef struct Problem:

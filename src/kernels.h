@@ -82,6 +82,10 @@ struct qkvc_kernels {
     /* Y += R, where R is not NULL; then each lane's column of `rows` numbers gets mean 0 and variance 1, weight[row] and bias[row] */
     void (*norm)(void *Y, const void *R, int rows, int vecs, double eps, const void *weight, const void *bias);
 
+    /* One head's vector in place: x *= weight / sqrt(mean of x^2 + eps), where weight is not NULL; then each of the pairs (x[i], x[i + pairs]),
+     * or (x[2 i], x[2 i + 1]) where they are interleaved, is turned by the angle of cos[i] and sin[i].  What lies behind the pairs stays. */
+    void (*turn)(void *x, int width, const void *weight, double eps, int pairs, int interleaved, const void *cos, const void *sin);
+
     /* Is every number of O and l finite, and every l above zero? */
     int (*finite)(const void *O, int Dv, const void *l, int vecs);
 

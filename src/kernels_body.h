@@ -296,6 +296,7 @@ const struct qkvc_kernels TABLE = {
     .project = project,
     .gelu = GELU,
     .norm = norm,
+    .turn = turn,
     .finite = every_finite,
     .store = store,
     .row_max = row_max,

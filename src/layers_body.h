@@ -62,3 +62,48 @@ static void norm(void *Y_, const void *R_, int rows, int vecs, double eps, const
         }
     }
 }
+
+/* The sum of squares is SEGMENT chains, one for each index modulo SEGMENT, halved until one is left: the order of v_sum carried on to sets of
+ * any number of lanes, so that all give the same bits. */
+static void scale_to_rms(REAL *x, int width, const REAL *weight, double eps)
+{
+    enum { PARTS = SEGMENT / LANES };
+    vec part[PARTS];
+    UNROLL for (int k = 0; k < PARTS; ++k) part[k] = v_set1(0);
+    int i = 0;
+    for (; i + SEGMENT <= width; i += SEGMENT)
+        UNROLL for (int k = 0; k < PARTS; ++k) {
+            vec a = v_load(x + i + k * LANES);
+            part[k] = v_fma(a, a, part[k]);
+        }
+    for (int k = 0; i < width; ++k, i += LANES) {
+        vec a = v_load_n(x + i, least(LANES, width - i));
+        part[k] = v_fma(a, a, part[k]);
+    }
+    UNROLL for (int half = PARTS / 2; half; half /= 2)
+        UNROLL for (int k = 0; k < half; ++k) part[k] = v_add(part[k], part[k + half]);
+    const vec mean = v_div(v_set1(v_sum(part[0])), v_set1((REAL)width));
+    const vec scale = v_div(v_set1(1), v_sqrt(v_add(mean, v_set1((REAL)eps))));
+    for (i = 0; i + LANES <= width; i += LANES) v_store(x + i, v_mul(v_mul(v_load(x + i), scale), v_load(weight + i)));
+    const int rest = width - i;
+    if (rest) v_store_n(x + i, v_mul(v_mul(v_load_n(x + i, rest), scale), v_load_n(weight + i, rest)), rest);
+}
+
+/* Products and sums rounded apart: one text serves both orders of the pairs, the compiler finds the vectors, and no set has bits of its own. */
+static INLINE void turn_pairs(REAL *x, const int step, const ptrdiff_t other, int pairs, const REAL *cos, const REAL *sin)
+{
+#pragma GCC ivdep
+    for (ptrdiff_t i = 0; i < pairs; ++i) {
+        const REAL a = x[i * step], b = x[i * step + other];
+        x[i * step] = a * cos[i] - b * sin[i];
+        x[i * step + other] = b * cos[i] + a * sin[i];
+    }
+}
+
+static void turn(void *x_, int width, const void *weight, double eps, int pairs, int interleaved, const void *cos, const void *sin)
+{
+    REAL *x = x_;
+    if (weight) scale_to_rms(x, width, weight, eps);
+    if (interleaved) turn_pairs(x, 2, 1, pairs, cos, sin);
+    else turn_pairs(x, 1, pairs, pairs, cos, sin);
+}

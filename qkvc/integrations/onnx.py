@@ -15,6 +15,7 @@ from onnx.reference.op_run import OpRun
 from qkvc._coerce import as_integers, bad
 from qkvc.functional import attention, concat_heads, split_heads
 from qkvc.inside import STAGES, attention_scores
+from qkvc.rotary import rotate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -183,12 +184,8 @@ class RotaryEmbedding(OpRun):
         if turned % 2 or not 0 < turned <= width:
             raise ValueError(bad("rotary_embedding_dim", f"an even number up to {width}", str(turned), "RotaryEmbedding"))
         cos, sin = (_of_positions(n, c, position_ids, (batch, length, turned // 2)) for n, c in (("cos", cos_cache), ("sin", sin_cache)))
-        out = np.array(heads, np.float32)
-        first, second = (slice(0, turned, 2), slice(1, turned, 2)) if interleaved else (slice(turned // 2), slice(turned // 2, turned))
-        a, b = heads[..., first].astype(np.float32), heads[..., second].astype(np.float32)
-        out[..., first], out[..., second] = a * cos - b * sin, a * sin + b * cos
-        rounded = out.astype(x.dtype, copy=False)
-        return (rounded if x.ndim == 4 else concat_heads(rounded),)
+        out = rotate(heads, cos, sin, interleaved=bool(interleaved))
+        return (out if x.ndim == 4 else concat_heads(out),)
 
 
 def _heads(name: str, x: NDArray[Any], count: int | None, rank: int, who: str = "Attention") -> NDArray[Any]:
@@ -229,7 +226,7 @@ def _widened(x: NDArray[Any], least: np.dtype[Any]) -> NDArray[Any]:
 
 
 def _of_positions(name: str, cache: NDArray[Any], positions: NDArray[np.int64] | None, shape: tuple[int, ...]) -> NDArray[Any]:
-    """Cosines or sines for (batch, heads, length, pairs)."""
+    """Cosines or sines for (batch, length, pairs)."""
     if positions is not None:
         if positions.shape != shape[:2]:
             raise ValueError(bad("position_ids", f"shape {shape[:2]}", f"shape {positions.shape}", "RotaryEmbedding"))
@@ -239,4 +236,4 @@ def _of_positions(name: str, cache: NDArray[Any], positions: NDArray[np.int64] |
         cache = cache[positions]
     if cache.shape != shape:
         raise ValueError(bad(f"{name}_cache", f"shape {shape} of what the positions choose", f"shape {cache.shape}", "RotaryEmbedding"))
-    return cache.astype(np.float32)[:, np.newaxis]
+    return cache
