@@ -16,6 +16,7 @@ Array = NDArray[Any]
 Parts = dict[str, Array]  # by the names of `MultiHeadAttention`'s attributes
 
 QKV = ("q", "k", "v")
+NORMS = ("q_norm", "k_norm")
 BOTH, NEITHER, INPUTS_ONLY = (True, True), (False, False), (True, False)
 
 
@@ -31,10 +32,12 @@ class Form:
     square: bool  # as many key heads as heads, together as wide as the module
     transposed: bool = False  # (in, out), as in GPT-2's Conv1D, where torch.nn.Linear has (out, in)
     extra: tuple[str, ...] = ()  # a learned key and value that every query may attend to
+    turned: bool = False  # queries and keys, by their positions
+    norms: tuple[str, ...] = ()  # of queries and keys
     beside: tuple[str, ...] = ()  # beginnings of names that may be there too and are not attention's
 
     def names(self, spelling: tuple[str, ...], biases: tuple[bool, bool]) -> list[str]:
-        return [*spelling, self.out_weight, *(self.biases if biases[0] else ()), *([self.out_bias] if biases[1] else ())]
+        return [*spelling, self.out_weight, *self.norms, *(self.biases if biases[0] else ()), *([self.out_bias] if biases[1] else ())]
 
 
 def _apart(pattern: str) -> tuple[str, ...]:
@@ -42,7 +45,12 @@ def _apart(pattern: str) -> tuple[str, ...]:
 
 
 _BERT = tuple(f"attention.self.{part}." for part in ("query", "key", "value"))
-_LLAMA = _apart("{}_proj.weight")
+
+
+def _like_llama(*have: tuple[bool, bool], norms: tuple[str, ...] = ()) -> Form:
+    weights, biases = _apart("{}_proj.weight"), _apart("{}_proj.bias")
+    return Form((weights,), biases, "o_proj.weight", "o_proj.bias", have, False, turned=True, norms=norms, beside=("rotary_emb.",))
+
 
 FORMS = {
     # torch.nn.MultiheadAttention; apart where kdim or vdim differ from embed_dim
@@ -61,8 +69,9 @@ FORMS = {
         transposed=True, beside=("bias", "masked_bias"),
     ),
     # prefix "model.layers.0.self_attn."
-    "llama": Form((_LLAMA,), _apart("{}_proj.bias"), "o_proj.weight", "o_proj.bias", (NEITHER, BOTH), False, beside=("rotary_emb.",)),
-    "qwen2": Form((_LLAMA,), _apart("{}_proj.bias"), "o_proj.weight", "o_proj.bias", (INPUTS_ONLY,), False, beside=("rotary_emb.",)),
+    "llama": _like_llama(NEITHER, BOTH),
+    "qwen2": _like_llama(INPUTS_ONLY),
+    "qwen3": _like_llama(NEITHER, BOTH, norms=("q_norm.weight", "k_norm.weight")),
 }  # fmt: skip
 
 
@@ -152,11 +161,12 @@ def read(tensors: Any, form: str | None, prefix: str, who: str) -> Parts:
         parts["out_bias"] = found[f.out_bias]
     if len(extras := [found[name] for name in f.extra if name in found]) == 1:
         raise ValueError(bad("tensors", " and ".join(f.extra), "one of them", who))
+    parts |= dict(zip(NORMS, [found[name] for name in f.norms], strict=False))
     return parts | dict(zip(("extra_key", "extra_value"), extras, strict=False))
 
 
-def write(parts: Parts, form: Any, prefix: str, who: str) -> Parts:
-    """The tensors of a checkpoint, each a copy; the inverse of `read`."""
+def write(parts: Parts, turned: bool, form: Any, prefix: str, who: str) -> Parts:
+    """The tensors of a checkpoint, each a copy; the inverse of `read`.  `turned` says if the module turns queries and keys."""
     f = FORMS[_known(form, who)]
     weights = [parts[f"{part}_weight"] for part in QKV]
     shapes = [x.shape for x in weights]
@@ -167,6 +177,10 @@ def write(parts: Parts, form: Any, prefix: str, who: str) -> Parts:
         raise ValueError(bad("form", "one that can have grouped heads, or heads that are not embed_dim / num_heads wide", repr(form), who))
     if "extra_key" in parts and not f.extra:
         raise ValueError(bad("form", "one that can have an extra key, which is torch", repr(form), who))
+    if turned and not f.turned:
+        raise ValueError(bad("form", "one whose queries and keys are turned by their positions", repr(form), who))
+    if ("q_norm" in parts) != bool(f.norms):
+        raise ValueError(bad("form", f"one with{'' if 'q_norm' in parts else 'out'} norms of queries and keys", repr(form), who))
     spelling = next((names for names in f.weights if len(names) == 3 or len({width for _, width in shapes}) == 1), None)
     if spelling is None:
         raise ValueError(bad("form", "one that can have keys or values of another width", repr(form), who))
@@ -174,6 +188,7 @@ def write(parts: Parts, form: Any, prefix: str, who: str) -> Parts:
     tensors[f.out_weight] = parts["out_weight"]
     if f.transposed:
         tensors = {name: x.T for name, x in tensors.items()}
+    tensors |= {name: parts[part] for name, part in zip(f.norms, NORMS, strict=False)}
     if "q_bias" in parts:
         biases = [parts[f"{part}_bias"] for part in QKV]
         tensors |= zip(f.biases, biases if len(f.biases) == 3 else [np.concatenate(biases)], strict=True)

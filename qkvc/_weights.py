@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from qkvc._coerce import bad, shape_text
+from qkvc._coerce import as_above_zero, as_count, bad, shape_text
 from qkvc._forms import QKV, read, write
+from qkvc.rotary import RopeConfig
 
 if TYPE_CHECKING:
     from typing import Self
@@ -18,17 +19,9 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
     Array = NDArray[Any]
-    FormName = Literal["torch", "bert", "gpt2", "llama", "qwen2"]
+    FormName = Literal["torch", "bert", "gpt2", "llama", "qwen2", "qwen3"]
 
 WHO = "MultiHeadAttention"
-
-
-def _count(name: str, n: Any) -> int:
-    if isinstance(n, (bool, np.bool_)) or not hasattr(n, "__index__"):
-        raise TypeError(bad(name, "an integer of 1 or more", type(n).__name__, WHO))
-    if (count := int(n.__index__())) < 1:
-        raise ValueError(bad(name, "an integer of 1 or more", str(count), WHO))
-    return count
 
 
 class Weights:
@@ -47,20 +40,29 @@ class Weights:
         qkv_bias: bool,
         out_bias: bool,
         extra_kv: bool,
+        rope: RopeConfig | None,
+        qk_norm: float | None,
         dtype: DTypeLike,
     ) -> None:
-        self.embed_dim, self.num_heads = _count("embed_dim", embed_dim), _count("num_heads", num_heads)
-        self.num_kv_heads = self.num_heads if num_kv_heads is None else _count("num_kv_heads", num_kv_heads)
+        self.embed_dim, self.num_heads = as_count("embed_dim", embed_dim, WHO), as_count("num_heads", num_heads, WHO)
+        self.num_kv_heads = self.num_heads if num_kv_heads is None else as_count("num_kv_heads", num_kv_heads, WHO)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(bad("num_kv_heads", f"a divisor of num_heads, {self.num_heads}", str(self.num_kv_heads), WHO))
         if head_dim is None and self.embed_dim % self.num_heads:
             raise ValueError(bad("embed_dim", f"a multiple of num_heads, {self.num_heads}, or head_dim too", str(self.embed_dim), WHO))
-        self.head_dim = self.embed_dim // self.num_heads if head_dim is None else _count("head_dim", head_dim)
-        self.kdim = self.embed_dim if kdim is None else _count("kdim", kdim)
-        self.vdim = self.embed_dim if vdim is None else _count("vdim", vdim)
+        self.head_dim = self.embed_dim // self.num_heads if head_dim is None else as_count("head_dim", head_dim, WHO)
+        self.kdim = self.embed_dim if kdim is None else as_count("kdim", kdim, WHO)
+        self.vdim = self.embed_dim if vdim is None else as_count("vdim", vdim, WHO)
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.float32, np.float64):
             raise TypeError(bad("dtype", "float32 or float64", str(self.dtype), WHO))
+        if rope is not None:
+            if not isinstance(rope, RopeConfig):
+                raise TypeError(bad("rope", "a RopeConfig", type(rope).__name__, WHO))
+            if extra_kv:
+                raise ValueError(bad("rope", "None, as an extra key stands at no position", repr(rope), WHO))
+            rope.frequencies(self.head_dim)  # refuses a width that it cannot turn
+        self.rope, self.qk_norm = rope, None if qk_norm is None else as_above_zero("qk_norm", qk_norm, WHO)
 
         def empty(*shape: int) -> Array:
             return np.empty(shape, self.dtype)
@@ -71,6 +73,7 @@ class Weights:
         self._biases = empty(sum(rows)) if qkv_bias else None
         self.out_weight = empty(self.embed_dim, rows[0])
         self.out_bias = empty(self.embed_dim) if out_bias else None
+        self.q_norm, self.k_norm = (None if qk_norm is None else empty(self.head_dim) for _ in range(2))
         self.extra_key = empty(self.num_kv_heads, self.head_dim) if extra_kv else None
         self.extra_value = empty(self.num_kv_heads, self.head_dim) if extra_kv else None
 
@@ -84,6 +87,9 @@ class Weights:
         for bias in (self._biases, self.out_bias):
             if bias is not None:
                 bias.fill(0)
+        for norm in (self.q_norm, self.k_norm):
+            if norm is not None:
+                norm.fill(1)
         for extra in (self.extra_key, self.extra_value):
             if extra is not None:
                 extra[...] = generator.normal(0, 1 / sqrt(extra.size), extra.shape)
@@ -130,7 +136,8 @@ class Weights:
         return self.out_weight.reshape(self.embed_dim, self.num_heads, self.head_dim).swapaxes(0, 1)
 
     def _parts(self) -> dict[str, Array]:
-        names = [f"{part}_{kind}" for kind in ("weight", "bias") for part in QKV] + ["out_weight", "out_bias", "extra_key", "extra_value"]
+        names = [f"{part}_{kind}" for kind in ("weight", "bias") for part in QKV]
+        names += ["out_weight", "out_bias", "q_norm", "k_norm", "extra_key", "extra_value"]
         return {name: part for name in names if (part := getattr(self, name)) is not None}
 
     @overload
@@ -144,7 +151,7 @@ class Weights:
         ----------
         by : {"weight", "head"}, optional
             "weight" tells the arrays apart, "head" the query heads (their rows of W_Q and columns of W_O), the key heads (rows of W_K and
-            W_V) and what all share, the output's bias.
+            W_V) and what all share, the output's bias and the norms of queries and keys.
 
         Returns
         -------
@@ -157,7 +164,7 @@ class Weights:
             return sizes
         if by != "head":
             raise ValueError(bad("by", 'None, "weight" or "head"', repr(by), "num_parameters"))
-        shared = sizes.pop("out_bias", 0)
+        shared = sum(sizes.pop(name, 0) for name in ("out_bias", "q_norm", "k_norm"))
         query = sum(size for name, size in sizes.items() if name in ("q_weight", "q_bias", "out_weight"))
         key = sum(sizes.values()) - query
         counts = {f"query head {h}": query // self.num_heads for h in range(self.num_heads)}
@@ -166,7 +173,7 @@ class Weights:
 
     def _options(self) -> dict[str, Any]:
         """What the constructor was called with, beside `rng`."""
-        sizes = ("embed_dim", "num_heads", "num_kv_heads", "head_dim", "kdim", "vdim", "dtype")
+        sizes = ("embed_dim", "num_heads", "num_kv_heads", "head_dim", "kdim", "vdim", "rope", "qk_norm", "dtype")
         flags = {"qkv_bias": self._biases, "out_bias": self.out_bias, "extra_kv": self.extra_key}
         return {name: getattr(self, name) for name in sizes} | {name: x is not None for name, x in flags.items()}
 
@@ -180,7 +187,14 @@ class Weights:
 
     @classmethod
     def from_state(
-        cls, tensors: Mapping[str, ArrayLike] | str | PathLike[str], num_heads: int, *, form: FormName | None = None, prefix: str = ""
+        cls,
+        tensors: Mapping[str, ArrayLike] | str | PathLike[str],
+        num_heads: int,
+        *,
+        form: FormName | None = None,
+        prefix: str = "",
+        rope: RopeConfig | None = None,
+        qk_norm: float | None = None,
     ) -> Self:
         """Take the weights of one attention layer from a checkpoint; they are copied.
 
@@ -191,10 +205,13 @@ class Weights:
             package safetensors.
         num_heads : int
             Every other size follows from the shapes.
-        form : {"torch", "bert", "gpt2", "llama", "qwen2"}, optional
+        form : {"torch", "bert", "gpt2", "llama", "qwen2", "qwen3"}, optional
             How the tensors are named and turned; found out by the names where it is not given.
         prefix : str, default ""
             What precedes each name, its last dot included: "encoder.layer.0." (bert), "h.0.attn." (gpt2), "model.layers.0.self_attn."
+        rope, qk_norm
+            As of `MultiHeadAttention`: what tensors do not tell but a model's `config.json` does, as "rope_theta", "rope_scaling" and
+            "rms_norm_eps".  Where there are norms of queries and keys, `qk_norm` is 1e-6 by default.
 
         Returns
         -------
@@ -219,14 +236,14 @@ class Weights:
         | gpt2  | c_attn, c_proj, stored (in, out)                                 | all         |
         | llama | q_proj, k_proj, v_proj, o_proj                                   | none or all |
         | qwen2 | the same                                                         | q, k, v     |
+        | qwen3 | the same, q_norm, k_norm                                         | none or all |
 
-        LLaMA and Qwen2 rotate queries and keys by their positions before attention, which a module does not do: it has their weights,
-        `project` gives what is to be rotated, and `output` takes what `qkvc.attention` made of it.  torch's `add_zero_attn` leaves no
+        LLaMA and Qwen turn queries and keys by their positions: without `rope` the module does not.  torch's `add_zero_attn` leaves no
         trace in a state_dict and is not looked for.
         """
         parts = read(tensors, form, prefix, "from_state")
         rows, embed_dim = len(parts["q_weight"]), len(parts["out_weight"])
-        heads = _count("num_heads", num_heads)
+        heads = as_count("num_heads", num_heads, WHO)
         if not rows or rows % heads:
             raise ValueError(bad("num_heads", f"a divisor of the {rows} rows of the query weight", str(heads), "from_state"))
         module = cls.__new__(cls)
@@ -240,8 +257,12 @@ class Weights:
             qkv_bias="q_bias" in parts,
             out_bias="out_bias" in parts,
             extra_kv="extra_key" in parts,
+            rope=rope,
+            qk_norm=1e-6 if qk_norm is None and "q_norm" in parts else qk_norm,
             dtype=np.result_type(*parts.values()),
         )
+        if module.q_norm is not None and "q_norm" not in parts:
+            raise ValueError(bad("qk_norm", "None, as there are no norms of queries and keys", repr(qk_norm), "from_state"))
         for name, part in module._parts().items():
             if part.size == parts[name].size and name.startswith("extra"):
                 parts[name] = parts[name].reshape(part.shape)
@@ -267,6 +288,6 @@ class Weights:
         Raises
         ------
         ValueError
-            A form that cannot hold this module: grouped heads, other biases.
+            A form that cannot hold this module: grouped heads, other biases, norms; `rope` fits those that turn, which do not tell it.
         """
-        return write(self._parts(), form, prefix, "state")
+        return write(self._parts(), self.rope is not None, form, prefix, "state")

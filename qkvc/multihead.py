@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qkvc._coerce import as_array, bad, check_out, shape_text
+from qkvc._coerce import FARTHEST, as_array, as_integers, as_positions, bad, check_out, shape_text
 from qkvc._linear import project
+from qkvc._rotary import turn
 from qkvc._weights import WHO, Weights
 from qkvc.functional import AttentionOutput, attention, attention_with_lse, merge_attention
 from qkvc.inside import attention_weights
+from qkvc.rotary import turns
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+    from qkvc.rotary import RopeConfig
 
     Array = NDArray[Any]
 
@@ -45,6 +49,11 @@ class MultiHeadAttention(Weights):
         Do the projections into and out of the heads add a bias?
     extra_kv : bool, default False
         A learned key and value that every query may attend to, whatever the mask (`bias_k` and `bias_v` of torch).
+    rope : RopeConfig, optional
+        How queries and keys are turned by their positions (`qkvc.rope`) before attention.
+    qk_norm : float, optional
+        Each head's queries and keys are divided by the root of their mean square before they are turned, and multiplied by a learned
+        weight that all heads share; this is added to the mean: 1e-6 in Qwen3.
     dtype : {"float32", "float64"}
         Of the weights, the inputs and the result.
     rng : numpy.random.Generator or int, optional
@@ -58,6 +67,7 @@ class MultiHeadAttention(Weights):
     q_bias, k_bias, v_bias : ndarray, shapes (H * D,), (H_kv * D,), (H_kv * D,), or None
     out_weight : ndarray, shape (E, H * D)
     out_bias : ndarray, shape (E,), or None
+    q_norm, k_norm : ndarray, shape (D,), or None
     extra_key, extra_value : ndarray, shape (H_kv, D), or None
 
     Raises
@@ -69,14 +79,16 @@ class MultiHeadAttention(Weights):
     -----
     Initial weights are torch's (`MultiheadAttention._reset_parameters`): Xavier uniform (Glorot & Bengio, 2010) over the stacked input
     weights, or over each where their widths differ; U(-1/sqrt(n), 1/sqrt(n)) with n = H * D for the output weight (He et al., 2015, with
-    the gain of torch.nn.Linear); zeros for the biases; N(0, 1 / (H_kv * D)) for the extra key and value.
+    the gain of torch.nn.Linear); zeros for the biases; N(0, 1 / (H_kv * D)) for the extra key and value; ones for the norms.
 
     Beside the result a call holds what is projected and what the heads bring back, 2 L H D + 2 S H_kv D numbers a batch item, and the
     scratch of `qkvc.attention`; with an extra key some L H D more, in float64.  No L x S matrix.
 
     References
     ----------
-    Vaswani et al., "Attention Is All You Need" (2017), section 3.2.2.  Ainslie et al., "GQA" (2023), for `num_kv_heads`.
+    Vaswani et al., "Attention Is All You Need" (2017), section 3.2.2.  Ainslie et al., "GQA" (2023), for `num_kv_heads`.  Su et
+    al., "RoFormer" (2021), for `rope`.  Zhang & Sennrich, "Root Mean Square Layer Normalization" (2019), and the Qwen3 Technical Report
+    (2025), for `qk_norm`.
 
     Examples
     --------
@@ -101,15 +113,18 @@ class MultiHeadAttention(Weights):
         qkv_bias: bool = True,
         out_bias: bool = True,
         extra_kv: bool = False,
+        rope: RopeConfig | None = None,
+        qk_norm: float | None = None,
         dtype: DTypeLike = "float32",
         rng: np.random.Generator | int | None = None,
     ) -> None:
-        self._allocate(embed_dim, num_heads, num_kv_heads, head_dim, kdim, vdim, qkv_bias, out_bias, extra_kv, dtype)
+        self._allocate(embed_dim, num_heads, num_kv_heads, head_dim, kdim, vdim, qkv_bias, out_bias, extra_kv, rope, qk_norm, dtype)
         self._initialise(rng)
 
     def __repr__(self) -> str:
-        defaults = {"num_kv_heads": self.num_heads, "head_dim": self.embed_dim / self.num_heads}
+        defaults: dict[str, Any] = {"num_kv_heads": self.num_heads, "head_dim": self.embed_dim / self.num_heads}
         defaults |= dict.fromkeys(("kdim", "vdim"), self.embed_dim) | {"qkv_bias": True, "out_bias": True, "extra_kv": False}
+        defaults |= {"rope": None, "qk_norm": None}
         given = {name: value for name, value in self._options().items() if name in defaults and value != defaults[name]}
         arguments = {"embed_dim": self.embed_dim, "num_heads": self.num_heads} | given
         arguments |= {} if self.dtype == np.float32 else {"dtype": str(self.dtype)}
@@ -122,6 +137,8 @@ class MultiHeadAttention(Weights):
         key: ArrayLike | None = None,
         value: ArrayLike | None = None,
         *,
+        positions: ArrayLike | None = None,
+        key_positions: ArrayLike | None = None,
         out: Array | None = None,
         num_threads: int | None = None,
         **options: Any,
@@ -136,6 +153,10 @@ class MultiHeadAttention(Weights):
             Default `query`: self-attention.
         value : array_like, shape (..., S, vdim), optional
             Default `key`.
+        positions, key_positions : int or array_like of int, optional
+            Where queries and keys stand for `rope`, as of `qkvc.rope`: the first token, or each, (..., L) and (..., S).  By default key j
+            stands at j, and query i where `q_offset` or ``causal="bottom-right"`` puts it, else at i; in self-attention `positions` holds
+            for the keys too.  Masks do not ask for them.
         out : ndarray, shape (..., L, E), optional
             Where to write the result.  It may not share memory with an input.
         num_threads : int, optional
@@ -160,8 +181,8 @@ class MultiHeadAttention(Weights):
             batch = np.broadcast_shapes(*(x.shape[:-2] for x in inputs))
             named = dict(zip(("query", "key", "value"), inputs, strict=True))
             check_out(out, (*batch, *inputs[0].shape[-2:]), named, WHO, self.dtype)
-        heads = self._attend(self._project(inputs, num_threads), num_threads, options)
-        return self._output(heads, out, num_threads)
+        projected = self._placed(inputs, positions, key_positions, num_threads, self._checked(options, attention))
+        return self._output(self._attend(projected, num_threads, options), out, num_threads)
 
     def heads(
         self,
@@ -169,11 +190,14 @@ class MultiHeadAttention(Weights):
         key: ArrayLike | None = None,
         value: ArrayLike | None = None,
         *,
+        positions: ArrayLike | None = None,
+        key_positions: ArrayLike | None = None,
         num_threads: int | None = None,
         **options: Any,
     ) -> Array:
         """What each head brings back, before W_O: (..., H, L, D).  Arguments as of a call; `concat_heads` of it is a view."""
-        projected = self._project(self._inputs(query, key, value), num_threads)
+        inputs, options = self._inputs(query, key, value), self._checked(options, attention)
+        projected = self._placed(inputs, positions, key_positions, num_threads, options)
         return self._attend(projected, num_threads, options).swapaxes(-3, -2)
 
     def contributions(
@@ -182,6 +206,8 @@ class MultiHeadAttention(Weights):
         key: ArrayLike | None = None,
         value: ArrayLike | None = None,
         *,
+        positions: ArrayLike | None = None,
+        key_positions: ArrayLike | None = None,
         num_threads: int | None = None,
         **options: Any,
     ) -> Array:
@@ -189,18 +215,28 @@ class MultiHeadAttention(Weights):
 
         Arguments as of a call.
         """
-        heads = self.heads(query, key, value, num_threads=num_threads, **options)
+        where = {"positions": positions, "key_positions": key_positions}
+        heads = self.heads(query, key, value, **where, num_threads=num_threads, **options)
         result = np.empty((*heads.shape[:-1], self.embed_dim), self.dtype)
         for h, weight in enumerate(self.W_O):
             project(heads[..., h, :, :], weight, None, result[..., h, :, :], num_threads)
         return result
 
-    def weights(self, query: ArrayLike, key: ArrayLike | None = None, *, num_threads: int | None = None, **options: Any) -> Array:
+    def weights(
+        self,
+        query: ArrayLike,
+        key: ArrayLike | None = None,
+        *,
+        positions: ArrayLike | None = None,
+        key_positions: ArrayLike | None = None,
+        num_threads: int | None = None,
+        **options: Any,
+    ) -> Array:
         """How much each query of each head takes of each key: (..., H, L, S).
 
         Parameters
         ----------
-        query, key
+        query, key, positions, key_positions
             As of a call.
         **options
             As of `qkvc.attention_weights`: those of a call without `head_scale`, and `heads` and `queries` to choose some of them.
@@ -209,8 +245,9 @@ class MultiHeadAttention(Weights):
         -------
         ndarray, shape (..., H, L, S); with an extra key (..., H, L, S + 1), it being the last
         """
-        q, k = self._project(self._inputs(query, key, parts=2), num_threads)
-        weights = attention_weights(q, k, layout="blhd", num_threads=num_threads, **self._checked(options, attention_weights))
+        options = self._checked(options, attention_weights)
+        q, k = self._placed(self._inputs(query, key, parts=2), positions, key_positions, num_threads, options)
+        weights = attention_weights(q, k, layout="blhd", num_threads=num_threads, **options)
         if self.extra_key is None:
             return weights
         choice = [options.pop(name, slice(None)) for name in ("heads", "queries")]
@@ -220,13 +257,21 @@ class MultiHeadAttention(Weights):
         return np.concatenate([next(shares) * weights, next(shares)], axis=-1)
 
     def project(
-        self, query: ArrayLike, key: ArrayLike | None = None, value: ArrayLike | None = None, *, num_threads: int | None = None
+        self,
+        query: ArrayLike,
+        key: ArrayLike | None = None,
+        value: ArrayLike | None = None,
+        *,
+        positions: ArrayLike | None = None,
+        key_positions: ArrayLike | None = None,
+        num_threads: int | None = None,
     ) -> tuple[Array, Array, Array]:
         """Queries, keys and values of all heads, (..., L, H, D) and (..., S, H_kv, D) twice, for `qkvc.attention(..., layout="blhd")`.
 
-        Arguments as of a call.  Splitting the heads moves nothing: they are views of as few products as the inputs allow.
+        Arguments as of a call; queries and keys have been through their norm and stand at their positions.  Splitting the heads moves
+        nothing: they are views of as few products as the inputs allow.
         """
-        query, key, value = self._project(self._inputs(query, key, value), num_threads)
+        query, key, value = self._placed(self._inputs(query, key, value), positions, key_positions, num_threads, {})
         return query, key, value
 
     def output(self, heads: ArrayLike, *, num_threads: int | None = None) -> Array:
@@ -277,6 +322,59 @@ class MultiHeadAttention(Weights):
             heads += [split[..., end - count : end, :] for count, end in zip(counts, accumulate(counts), strict=True)]
         return heads
 
+    def _placed(
+        self, inputs: list[Array], positions: Any, key_positions: Any, num_threads: int | None, options: dict[str, Any]
+    ) -> list[Array]:
+        """What attention wants: the heads' queries and keys through their norm and at their positions, and the values."""
+        places: tuple[Array | None, Array | None] = (None, None)
+        if self.rope is not None:
+            places = self._places(inputs, positions, key_positions, options)
+        elif positions is not None or key_positions is not None:
+            name = "key_positions" if positions is None else "positions"
+            raise TypeError(bad(name, "None, as there is no rope to ask for them", "an argument that nothing uses", WHO))
+        projected = self._project(inputs, num_threads)
+        for part, (norm, where) in enumerate(zip((self.q_norm, self.k_norm), places, strict=True)):
+            if norm is not None or where is not None:
+                projected[part] = self._place(projected[part], norm, where, num_threads)
+        return projected
+
+    def _places(self, inputs: list[Array], positions: Any, key_positions: Any, options: dict[str, Any]) -> tuple[Array, Array]:
+        """Where queries and keys stand."""
+        batch, (length, keys) = np.broadcast_shapes(*(x.shape[:-2] for x in inputs)), (x.shape[-2] for x in inputs[:2])
+        if key_positions is None:
+            if positions is not None and inputs[1] is not inputs[0]:
+                raise TypeError(bad("key_positions", "integers, as positions are given and key is not query", "None", WHO))
+            key_positions = 0 if positions is None else positions
+        if positions is None:
+            positions = self._rows_at(batch, length, keys, options)
+        return as_positions("positions", positions, batch, length, WHO), as_positions("key_positions", key_positions, batch, keys, WHO)
+
+    def _rows_at(self, batch: tuple[int, ...], length: int, keys: int, options: dict[str, Any]) -> Any:
+        """The positions of the queries that `qkvc.attention` goes by, given these options; of the first one, where they are the same in
+        the whole batch.
+        """
+        causal, name, back = options.get("causal"), "q_offset", 0
+        if options.get(name) is None:
+            if not isinstance(causal, str) or causal != "bottom-right":
+                return 0
+            name, back = "key_lengths", length
+        if (given := options.get(name)) is None:
+            return keys - length
+        first = as_integers(name, given, batch if np.ndim(given) else (), -FARTHEST, FARTHEST)
+        return first.reshape(*batch, 1) - back + np.arange(length) if np.ndim(given) else int(first[0]) - back
+
+    def _place(self, heads: Array, norm: Array | None, where: Array | None, num_threads: int | None) -> Array:
+        """Heads (..., L, H, D) that were just projected, where they are, unless their positions are of a larger batch."""
+        if self.rope is None or where is None:
+            turn(heads, np.empty((1, 2, 0), self.dtype), False, norm, self.qk_norm or 0, num_threads=num_threads)
+            return heads
+        batch = np.broadcast_shapes(heads.shape[:-3], where.shape[:-1])
+        if batch != heads.shape[:-3]:
+            heads = np.array(np.broadcast_to(heads, (*batch, *heads.shape[-3:])), order="C")
+        table = np.expand_dims(turns(self.rope, self.head_dim, where, self.dtype), -3)
+        turn(heads, table, self.rope.interleaved, norm, self.qk_norm or 0, num_threads=num_threads)
+        return heads
+
     def _checked(self, options: dict[str, Any], function: Any) -> dict[str, Any]:
         allowed = function.__kwdefaults__.keys() - {"layout", "out", "num_threads"}
         if unknown := options.keys() - allowed:
@@ -285,7 +383,6 @@ class MultiHeadAttention(Weights):
 
     def _attend(self, projected: list[Array], num_threads: int | None, options: dict[str, Any]) -> Array:
         """What the heads bring back, (..., L, H, D)."""
-        options = self._checked(options, attention)
         if self.extra_key is None:
             return attention(*projected, layout="blhd", num_threads=num_threads, **options)
         parts = self._with_extra(projected, num_threads, options)

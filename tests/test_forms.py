@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 import qkvc
 
 from .reference import reference
+from .rotation import angles, rms_normed, turned
 from .support import assert_refused, assert_same_bits, normal
 
 Module = qkvc.MultiHeadAttention
@@ -35,6 +36,7 @@ def checkpoint(rng: np.random.Generator, form: str, *, kv_heads: int = 2, head_d
         "gpt2": {"c_attn.weight": (E, 3 * E), "c_attn.bias": (3 * E,), "c_proj.weight": (E, E), "c_proj.bias": (E,)},
         "llama": {"q_proj.weight": (q, E), "k_proj.weight": (kv, E), "v_proj.weight": (kv, E), "o_proj.weight": (E, q)},
     }
+    shapes["qwen3"] = {**shapes["llama"], "q_norm.weight": (head_dim,), "k_norm.weight": (head_dim,)}
     shapes["qwen2"] = {**shapes["llama"], "q_proj.bias": (q,), "k_proj.bias": (kv,), "v_proj.bias": (kv,)}
     return {name: normal(rng, *shape) / 5 for name, shape in shapes[form].items()}
 
@@ -45,10 +47,11 @@ BESIDE = {
     "gpt2": ("bias", "masked_bias"),
     "llama": ("rotary_emb.inv_freq",),
     "qwen2": ("rotary_emb.inv_freq",),
+    "qwen3": ("rotary_emb.inv_freq",),
 }
 
 
-def layer(form: str, t: Tensors, x: NDArray[Any], causal: bool) -> NDArray[np.float64]:
+def layer(form: str, t: Tensors, x: NDArray[Any], causal: bool, rope: qkvc.RopeConfig | None = None) -> NDArray[np.float64]:
     """The layer of that framework, from its definition, in float64."""
     t = {name: tensor.astype(float) for name, tensor in t.items()}
     if form == "torch":
@@ -64,6 +67,10 @@ def layer(form: str, t: Tensors, x: NDArray[Any], causal: bool) -> NDArray[np.fl
         out, bias = t[f"{name}.weight"].T, t.get(f"{name}.bias", np.zeros(1))
     width = q.shape[-1] // H
     heads = [np.moveaxis(part.reshape(*part.shape[:-1], -1, width), -2, -3) for part in (q, k, v)]
+    if form == "qwen3":
+        heads[:2] = (rms_normed(part, t[f"{name}_norm.weight"], 1e-6).astype(float) for part, name in zip(heads, "qk", strict=False))
+    if rope is not None:
+        heads[:2] = (turned(part, angles(rope, width, np.arange(x.shape[-2])), False).astype(float) for part in heads[:2])
     result = np.moveaxis(reference(*heads, causal=causal).out, -3, -2)
     return result.reshape(*result.shape[:-2], -1) @ out + bias
 
@@ -93,6 +100,23 @@ def test_reads_computes_and_writes(form: str, rng: np.random.Generator, tmp_path
     safetensors.save_file(whole, tmp_path / "model.safetensors")
     for path in (tmp_path / "model.safetensors", str(tmp_path / "model.safetensors")):
         assert_same_bits(Module.from_state(path, H, prefix=prefix, form=form)(x), m(x))
+
+
+@pytest.mark.parametrize("form", ["llama", "qwen2", "qwen3"])
+def test_models_that_turn(form: str, rng: np.random.Generator) -> None:
+    """What the tensors do not tell is given beside them, and does not come back among them."""
+    tensors, x = checkpoint(rng, form, head_dim=10), normal(rng, 2, 6, E)
+    rope = qkvc.RopeConfig(500000.0, scaling=qkvc.Llama3Scaling(original_max_position=8))
+    m = Module.from_state(tensors, H, rope=rope)
+    np.testing.assert_allclose(m(x, causal=True), layer(form, tensors, x, True, rope), rtol=0, atol=ATOL)
+    written = m.state(form)
+    assert written.keys() == tensors.keys()
+    assert_same_bits(Module.from_state(written, H, rope=rope)(x), m(x))
+    if form == "qwen3":
+        assert m.qk_norm == 1e-6
+        other = Module.from_state(tensors, H, qk_norm=0.5)
+        assert other.qk_norm == 0.5
+        assert np.abs(other(x) - Module.from_state(tensors, H)(x)).max() > 0.01
 
 
 def test_weights_are_copied(rng: np.random.Generator) -> None:
@@ -176,6 +200,10 @@ SETS: list[tuple[str, str, Any, Any, tuple[str, ...]]] = [
     ("no output weight", "llama", without("o_proj.weight"), ValueError, ("tensors", "o_proj.weight for form llama", "k_proj.weight")),
     ("no key bias", "bert", without("attention.self.key.bias"), ValueError, ("attention.self.key.bias for form bert",)),
     ("norms of queries", "llama", shaped("q_norm.weight", 9), ValueError, ("nothing but the weights of form llama", "q_norm.weight too")),
+    ("norms wider than a head", "qwen3", shaped("k_norm.weight", 36), ValueError, ("k_norm", "(9,)", "(36,)")),
+    ("norms without one of them", "qwen3", without("k_norm.weight"), ValueError, ("nothing but the weights", "q_norm.weight too")),
+    ("norms and biases of inputs", "qwen2", lambda t: t | {f"{x}_norm.weight": np.ones(9, np.float32) for x in "qk"}, ValueError,
+     ("nothing but the weights of form qwen2", "k_norm.weight, q_norm.weight too")),
     ("a bias of its own", "llama", shaped("q_proj.bias", 36), ValueError, ("q_proj.bias",)),
     ("half of the extra key", "torch", shaped("bias_k", 1, 1, E), ValueError, ("bias_k and bias_v", "one")),
     ("keys of other rows", "llama", shaped("k_proj.weight", 10, E), ValueError, ("k_weight", "(9, 24)", "(10, 24)")),
@@ -202,6 +230,9 @@ def test_other_refusals(rng: np.random.Generator, tmp_path: Path) -> None:
     llama = checkpoint(rng, "llama")
     assert_refused(lambda: Module.from_state(llama, 5), ValueError, "num_heads", "36", "5")
     assert_refused(lambda: Module.from_state(llama, H, form="qwen2"), ValueError, "q_proj.bias", "form qwen2")
+    assert_refused(lambda: Module.from_state(llama, H, form="qwen3"), ValueError, "k_norm.weight, q_norm.weight", "form qwen3")
+    assert_refused(lambda: Module.from_state(llama, H, qk_norm=1e-6), ValueError, "qk_norm", "no norms", "1e-06")
+    assert_refused(lambda: Module.from_state(llama, H, rope=1e4), TypeError, "rope", "RopeConfig", "float")
     assert_refused(lambda: Module.from_state(llama, H, form="opt"), ValueError, "form", "one of torch", "'opt'")
     assert_refused(lambda: Module.from_state(llama, H, prefix="x."), ValueError, "under 'x.'", "nothing")
     with pytest.raises(FileNotFoundError, match=re.escape("absent.safetensors")):
@@ -216,6 +247,9 @@ def test_other_refusals(rng: np.random.Generator, tmp_path: Path) -> None:
         ({"out_bias": False}, "bert", ("biases", "'bert'", "output")),
         ({"extra_kv": True}, "bert", ("extra key", "'bert'")),
         ({"kdim": 5}, "gpt2", ("another width", "'gpt2'")),
+        ({"qk_norm": 1e-6}, "torch", ("with norms", "'torch'")),
+        ({"qkv_bias": False, "out_bias": False}, "qwen3", ("without norms", "'qwen3'")),
+        ({"rope": qkvc.RopeConfig()}, "gpt2", ("positions", "'gpt2'")),
         ({}, "mistral", ("one of torch", "'mistral'")),
     ],
 )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 import qkvc
 
 from .reference import reference
+from .rotation import angles, rms_normed, turned
 from .support import MEMORY, assert_refused, assert_same_bits, normal
 
 Module = qkvc.MultiHeadAttention
@@ -30,19 +31,32 @@ KINDS: dict[str, dict[str, Any]] = {
     "one width": {"kdim": 17, "vdim": 17, "num_kv_heads": 2},
     "extra": {"extra_kv": True},
     "extra, grouped": {"extra_kv": True, "num_kv_heads": 2, "head_dim": 7},
+    "turned": {"rope": qkvc.RopeConfig(dim=4, interleaved=True)},
+    "normed": {"qk_norm": 0.1, "kdim": 17},
+    "turned and normed": {"rope": qkvc.RopeConfig(100.0), "qk_norm": 1e-6, "num_kv_heads": 2, "head_dim": 10, "qkv_bias": False},
 }
 
 
 def module(rng: np.random.Generator, **options: Any) -> Module:
-    """Width 24, 4 heads, and biases that are not zero."""
+    """Width 24, 4 heads, and biases and norms that are not zero and one."""
     m = Module(24, 4, rng=rng, **options)
-    for name in ("q_bias", "k_bias", "v_bias", "out_bias"):
+    for name in ("q_bias", "k_bias", "v_bias", "out_bias", "q_norm", "k_norm"):
         if (bias := getattr(m, name)) is not None:
             bias[...] = normal(rng, *bias.shape)
     return m
 
 
-def exact(m: Module, query: Any, key: Any = None, value: Any = None, **options: Any) -> dict[str, NDArray[np.float64]]:
+def rows_at(length: int, keys: int, options: dict[str, Any]) -> Any:
+    """Positions of the queries, as the table of meanings in README.md has them."""
+    if "q_offset" in options:
+        return np.asarray(options["q_offset"])[..., None] + np.arange(length)
+    last = np.asarray(options.get("key_lengths", keys))[..., None] if options.get("causal") == "bottom-right" else length
+    return last - length + np.arange(length)
+
+
+def exact(
+    m: Module, query: Any, key: Any = None, value: Any = None, positions: Any = None, key_positions: Any = None, **options: Any
+) -> dict[str, NDArray[np.float64]]:
     """The layer in float64, head by head from the per-head weights; the extra key is a column of its own, in front of the others."""
     key = query if key is None else key
     value = key if value is None else value
@@ -51,6 +65,13 @@ def exact(m: Module, query: Any, key: Any = None, value: Any = None, **options: 
         np.einsum("...le,hde->...hld", x.astype(float), w.astype(float)) + b
         for x, w, b in zip((query, key, value), (m.W_Q, m.W_K, m.W_V), bias, strict=True)
     )
+    if m.qk_norm is not None:
+        q, k = rms_normed(q, m.q_norm, m.qk_norm), rms_normed(k, m.k_norm, m.qk_norm)
+    if m.rope is not None:
+        places = rows_at(q.shape[-2], k.shape[-2], options) if positions is None else positions
+        others = np.arange(k.shape[-2]) if key_positions is None else key_positions
+        q, k = (turned(x, angles(m.rope, m.head_dim, at), m.rope.interleaved) for x, at in ((q, places), (k, others)))
+    q, k = q.astype(float), k.astype(float)
     if m.extra_key is not None:
         k, v = (
             np.concatenate([np.broadcast_to(e[:, None], (*x.shape[:-2], 1, m.head_dim)), x], -2)
@@ -74,6 +95,9 @@ def assert_layer(m: Module, query: Any, key: Any = None, value: Any = None, **op
     expected = exact(m, query, key, value, **options)
     got = {"out": m(query, key, value, **options), "heads": m.heads(query, key, value, **options)}
     got |= {"contributions": m.contributions(query, key, value, **options), "weights": m.weights(query, key, **options)}
+    if not options.keys() - {"positions", "key_positions"}:
+        projected = m.project(query, key, value, **options)
+        got["heads"] = qkvc.attention(*projected, layout="blhd").swapaxes(-3, -2) if m.extra_key is None else got["heads"]
     for name, want in expected.items():
         assert got[name].dtype == m.dtype
         np.testing.assert_allclose(got[name], want, rtol=0, atol=ATOL if m.dtype == np.float32 else 1e-13, err_msg=name)
@@ -124,6 +148,37 @@ def test_an_extra_key_is_seen_from_everywhere(kind: str, rng: np.random.Generato
     )
     chosen = m.weights(x, causal=True, heads=[3, 0], queries=[-1, 2])
     np.testing.assert_allclose(chosen, expected["weights"][:, [3, 0]][:, :, [-1, 2]], rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize("kind", ["turned", "turned and normed"])
+def test_positions(kind: str, isa: str, rng: np.random.Generator) -> None:
+    m = module(rng, **KINDS[kind])
+    x, memory = normal(rng, 3, 6, 24), normal(rng, 3, 9, 24)
+    ids = rng.integers(0, 1000, (3, 9))
+    assert_layer(m, x, positions=ids[:, :6], key_positions=ids[:, :6])
+    assert_layer(m, x, memory, positions=ids[0, :6], key_positions=ids)
+    assert_same_bits(m(x, positions=ids[1, :6]), m(x, positions=ids[1, :6], key_positions=ids[1, :6]))
+    assert_same_bits(m(x, positions=70), m(x, positions=70 + np.arange(6)))
+    np.testing.assert_allclose(m(x, positions=70, causal=True), m(x, causal=True), rtol=0, atol=ATOL)  # the distances are the same
+    assert_layer(m, x, memory, causal=True, q_offset=[0, 3, -2])
+    assert_layer(m, x, memory, causal=True, q_offset=2)
+    assert_layer(m, x, memory, causal="bottom-right", key_lengths=[9, 2, 6])
+    assert_layer(m, x[0], memory, window=(3, 0), q_offset=[5, 1, 0])  # one query, turned in three ways
+    assert_layer(m, x, memory[1], positions=ids[:, :6], key_positions=ids)
+
+
+def test_the_last_rows_are_rows_of_the_whole(rng: np.random.Generator) -> None:
+    """A chunk of queries stands where its causal mask puts it: what a cache comes down to."""
+    m = module(rng, **KINDS["turned and normed"])
+    x = normal(rng, 2, 40, 24)
+    whole = m(x, causal=True)
+    for first in (0, 13, 39):
+        np.testing.assert_allclose(m(x[:, first:], x, causal="bottom-right"), whole[:, first:], rtol=0, atol=ATOL)
+        np.testing.assert_allclose(m(x[:, first:], x, causal=True, q_offset=first), whole[:, first:], rtol=0, atol=ATOL)
+    _, key, value = m.project(x)
+    query, *_ = m.project(x[:, 13:], positions=13)
+    heads = qkvc.attention(query, key, value, causal="bottom-right", layout="blhd")
+    np.testing.assert_allclose(m.output(heads.swapaxes(1, 2)), whole[:, 13:], rtol=0, atol=ATOL)
 
 
 def test_batches_broadcast(rng: np.random.Generator) -> None:
@@ -286,7 +341,7 @@ def test_copies(kind: str, rng: np.random.Generator) -> None:
         other.W_V[...] = 0
         assert not np.array_equal(other(query, key, value), expected)
     assert_same_bits(m(query, key, value), expected)
-    again = eval(repr(m), {"MultiHeadAttention": Module})
+    again = eval(repr(m), {"MultiHeadAttention": Module, "RopeConfig": qkvc.RopeConfig})
     assert repr(again) == repr(m)
 
 
@@ -318,12 +373,30 @@ CALLS: list[tuple[str, dict[str, Any], Any, tuple[str, ...]]] = [
     ("out of another shape", {"out": np.zeros((2, 7, 24), np.float32)}, ValueError, ("out", "(2, 5, 24)", "(2, 7, 24)")),
     ("out of another dtype", {"out": np.zeros((2, 5, 24))}, ValueError, ("out", "float32", "float64")),
     ("num_threads", {"num_threads": 0}, ValueError, ("num_threads", "0")),
+    ("positions that nothing uses", {"positions": 3}, TypeError, ("positions", "rope")),
+    ("key positions that nothing uses", {"key_positions": [0] * 7}, TypeError, ("key_positions", "rope")),
+]
+
+# The same of a module with rope.
+TURNED: list[tuple[str, dict[str, Any], Any, tuple[str, ...]]] = [
+    ("positions of the queries alone", {"positions": 3}, TypeError, ("key_positions", "None")),
+    ("too few", {"positions": [0] * 4, "key_positions": 0}, ValueError, ("positions", "(..., 5)", "(4,)")),
+    ("floats", {"positions": 0.5, "key_positions": 0}, TypeError, ("positions", "integers", "float64")),
+    ("of a larger batch", {"key_positions": np.zeros((3, 2, 7), int)}, ValueError, ("key_positions", "(2,)", "(3, 2, 7)")),
+    ("offsets of another batch", {"causal": True, "q_offset": [0, 1, 2]}, ValueError, ("q_offset", "(2,)", "(3,)")),
+    ("offset a float", {"causal": True, "q_offset": 0.5}, TypeError, ("q_offset", "integers", "float64")),
+    ("offset and alignment", {"causal": "bottom-right", "q_offset": 1}, ValueError, ("q_offset", "bottom-right")),
+    ("lengths beyond", {"causal": "bottom-right", "key_lengths": 8}, ValueError, ("key_lengths", "8")),
+    ("num_threads", {"num_threads": 0}, ValueError, ("num_threads", "0")),
 ]
 
 
-@pytest.mark.parametrize(("changed", "exception", "words"), [row[1:] for row in CALLS], ids=[row[0] for row in CALLS])
-def test_refused_calls(changed: dict[str, Any], exception: Any, words: tuple[str, ...], rng: np.random.Generator) -> None:
-    m = module(rng)
+@pytest.mark.parametrize(
+    ("kind", "changed", "exception", "words"),
+    [pytest.param(kind, *row[1:], id=row[0]) for kind, rows in (("plain", CALLS), ("turned", TURNED)) for row in rows],
+)
+def test_refused_calls(kind: str, changed: dict[str, Any], exception: Any, words: tuple[str, ...], rng: np.random.Generator) -> None:
+    m = module(rng, **KINDS[kind])
     before = pickle.dumps(m)
     out = np.full((2, 5, 24), 7, np.float32)
     given = dict(zip(("query", "key", "value"), (normal(rng, 2, n, 24) for n in (5, 7, 7)), strict=True)) | {"out": out} | changed
@@ -350,6 +423,12 @@ SIZES: list[tuple[str, dict[str, Any], Any, tuple[str, ...]]] = [
     ("True heads", {"num_heads": True}, TypeError, ("num_heads", "bool")),
     ("negative width", {"kdim": -1}, ValueError, ("kdim", "-1")),
     ("width as text", {"head_dim": "6"}, TypeError, ("head_dim", "str")),
+    ("rope a number", {"rope": 10000.0}, TypeError, ("rope", "RopeConfig", "float")),
+    ("rope of an odd width", {"rope": qkvc.RopeConfig(), "head_dim": 7}, ValueError, ("dim", "even", "7")),
+    ("rope too wide", {"rope": qkvc.RopeConfig(dim=8)}, ValueError, ("dim", "6", "8")),
+    ("rope beside an extra key", {"rope": qkvc.RopeConfig(), "extra_kv": True}, ValueError, ("rope", "extra key")),
+    ("norm with eps 0", {"qk_norm": 0}, ValueError, ("qk_norm", "above 0")),
+    ("norm True", {"qk_norm": True}, TypeError, ("qk_norm", "bool")),
     ("half precision", {"dtype": "float16"}, TypeError, ("dtype", "float32", "float16")),
 ]
 
