@@ -131,13 +131,12 @@ class Attention(OpRun):
         }
         if attn_mask is not None:
             options["mask" if attn_mask.dtype == np.bool_ else "bias"] = _continued(attn_mask, key.shape[2])
-        wide = np.dtype(np.float64) if softmax_precision == TensorProto.DOUBLE else np.dtype(np.float32)
-        q, k, v = (_widened(x, wide) for x in (query, key, value))
-        y = attention(q, k, v, **options).astype(given, copy=False)
+        q = query.astype(np.float64) if softmax_precision == TensorProto.DOUBLE else query  # and beside it, everything
+        y = attention(q, key, value, **options).astype(given, copy=False)
         outputs = (y if rank == 4 else concat_heads(y), key, value)
         if not any(self.output[3:]):  # the one that is a matrix of queries by keys
             return outputs
-        scores = attention_scores(q, k, stage=STAGES[qk_matmul_output_mode], **options)
+        scores = attention_scores(q, key, stage=STAGES[qk_matmul_output_mode], **options)
         return *outputs, scores.astype(given, copy=False)
 
 
@@ -218,11 +217,6 @@ def _continued(mask: NDArray[Any], keys: int) -> NDArray[Any]:
         mask = mask.astype(np.float64)
     beyond = np.full((*mask.shape[:-1], short), False if mask.dtype == np.bool_ else -np.inf, mask.dtype)
     return np.concatenate((mask, beyond), axis=-1)
-
-
-def _widened(x: NDArray[Any], least: np.dtype[Any]) -> NDArray[Any]:
-    """16-bit numbers as float32: they have no kernels yet."""
-    return x if x.dtype.itemsize >= least.itemsize else x.astype(least)
 
 
 def _of_positions(name: str, cache: NDArray[Any], positions: NDArray[np.int64] | None, shape: tuple[int, ...]) -> NDArray[Any]:
