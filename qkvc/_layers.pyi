@@ -1,9 +1,7 @@
 from typing import Any
 
-from numpy import float32
 from numpy.typing import NDArray
 
-def gelu(x: NDArray[float32], num_threads: int | None = None) -> NDArray[float32]: ...
 def layer_norm(
     x: NDArray[Any],
     weight: NDArray[Any],

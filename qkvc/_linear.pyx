@@ -1,4 +1,4 @@
-"""Y = X W^T + b, the projections around attention: tokens lie in the lanes, the weight is read where it lies.
+"""Y = X W^T + b, or GELU of that, the projections around attention: tokens lie in the lanes, the weight is read where it lies.
 
 A task is a tile of tokens times a range of the weight's rows, so that few tokens of a wide projection keep every thread busy too.  It packs
 columns of x, lets every row of the range meet them, and goes on to the next columns.  Where tokens would leave most lanes empty the rows of
@@ -26,7 +26,7 @@ cdef enum:
     COLUMNS = 1024      # of x that are packed at a time, whole blocks of clause 8; 256 where the weight's columns are not adjacent, for so
     DOWNWARDS = 256     # many lines stay in L2 until the next rows want the rest (16 tokens, 768 -> 2304: 69 -> 85 % of the FMA peak)
     MOST_ROWS = 1536    # of the weight for one task: what bounds scratch, with COLUMNS
-    LEAST_ROWS = 128    # so that packing stays cheap beside the arithmetic
+    LEAST_ROWS = 96     # so that packing stays cheap beside the arithmetic: 5 % of it; 384 rows are four tasks
     TASKS = 2           # for each thread, so that none waits long for the last
 
 cdef object FLOAT32 = np.dtype("float32")
@@ -41,6 +41,7 @@ cdef struct Problem:
     Py_ssize_t item, rs, cs, T, N, E
     Py_ssize_t vectors, tiles, ranges, columns
     Py_ssize_t rows            # most that a panel of results has
+    bint gelu
     bint few                   # tokens, and so the roles swap; they are
     Py_ssize_t x_row, out_row  # so far apart
 
@@ -90,6 +91,13 @@ cdef void fill_ones(Scratch *s, Py_ssize_t item) noexcept nogil:
             s.ones[lane] = 1
 
 
+cdef void bend(const Problem *p, Scratch *s, Py_ssize_t rows, int vecs) noexcept nogil:
+    """GELU of a panel of results, while it is in L1."""
+    cdef Py_ssize_t i, row = p.kernels.lanes * p.kernels.vecs * p.item
+    for i in range(rows):
+        p.kernels.gelu(s.YT + i * row, vecs * p.kernels.lanes, s.YT + i * row)
+
+
 cdef void multiply(void *context, Py_ssize_t task, int worker) noexcept nogil:
     """One task of the pool: a tile of tokens against a range of the weight's rows, all tiles of a range before the next range."""
     cdef Job *job = <Job *>context
@@ -117,6 +125,8 @@ cdef void multiply(void *context, Py_ssize_t task, int worker) noexcept nogil:
                    p.bias + top * item if p.bias and e + n == p.E else NULL, s.YT)
         for lane in range(last - first):
             s.x[lane] = <const char *>s.x[lane] + n * p.x.col * item
+    if p.gelu:
+        bend(p, s, rows, vecs)
     if not job.cancelled:
         kn.store(s.YT, <int>rows, s.ones, tokens, s.out, p.out.col)
     qkvc_fp_leave(environment)
@@ -158,6 +168,8 @@ cdef void multiply_few(void *context, Py_ssize_t task, int worker) noexcept nogi
         if p.bias:  # one more block, of one column: 1 * bias
             memcpy(s.XT, p.bias + top * item, rows * item)
             kn.project(s.ones, 0, 0, <int>p.T, 1, s.XT, vecs, NULL, s.YT)
+        if p.gelu:
+            bend(p, s, p.T, vecs)
         for lane in range(rows):
             s.out[lane] = p.out.data + (top + lane) * p.out.col * item
         kn.store(s.YT, <int>p.T, s.ones, <int>rows, s.out, p.out_row)
@@ -214,7 +226,7 @@ cdef object readable(object x):
     return x.copy() if odd else x
 
 
-def project(x, weight, bias=None, out=None, num_threads=None):
+def project(x, weight, bias=None, out=None, num_threads=None, bint gelu=False):
     """Project the last axis: ``x @ weight.T + bias``, without a copy of the weight.
 
     Parameters
@@ -229,6 +241,8 @@ def project(x, weight, bias=None, out=None, num_threads=None):
         Where to write, through any strides; it may not overlap the rest.
     num_threads : int, default None
         At most this many threads; None: as many as the process may use.
+    gelu : bool, default False
+        y Phi(y) of each result y, Phi the normal distribution function (Hendrycks & Gimpel 2016), within 1.2e-7 abs(y); float32 only.
 
     Returns
     -------
@@ -240,7 +254,7 @@ def project(x, weight, bias=None, out=None, num_threads=None):
     ValueError
         Shapes that do not fit; an `out` of another shape or dtype, or one that overlaps an input.
     TypeError
-        Operands of different dtypes, or of another than float32 and float64.
+        Operands of different dtypes, or of another than float32 and float64; GELU of float64.
     """
     cdef Problem p
     cdef Job job
@@ -256,8 +270,8 @@ def project(x, weight, bias=None, out=None, num_threads=None):
     if bias is not None and bias.shape != (N,):
         raise ValueError(bad("bias", f"shape {(N,)}", shape_text(bias), "project"))
     dtype = x.dtype
-    if dtype != FLOAT32 and dtype != FLOAT64:
-        raise TypeError(bad("x", "float32 or float64", str(dtype), "project"))
+    if dtype != FLOAT32 and (gelu or dtype != FLOAT64):
+        raise TypeError(bad("x", "float32" if gelu else "float32 or float64", str(dtype), "project"))
     for name, array in (("weight", weight), ("bias", bias)):
         if array is not None and array.dtype != dtype:
             raise TypeError(bad(name, f"{dtype}, the dtype of x", str(array.dtype), "project"))
@@ -274,7 +288,7 @@ def project(x, weight, bias=None, out=None, num_threads=None):
                 PyObject_GetBuffer(array, &buffers[held], PyBUF_STRIDES | PyBUF_WRITABLE if array is out else PyBUF_STRIDES)
                 held += 1
         p.kernels = kernels_in_use() if dtype == FLOAT32 else kernels_in_use().float64
-        p.item = p.kernels.size
+        p.item, p.gelu = p.kernels.size, gelu
         tokens_of(&p.x, &buffers[0])
         tokens_of(&p.out, &buffers[2])
         p.N, p.E, p.T = N, E, out.size // N

@@ -10,9 +10,15 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 import qkvc
-from qkvc._layers import gelu, layer_norm
+from qkvc._layers import layer_norm
+from qkvc._linear import project
 
 from .support import assert_same_bits
+
+
+def gelu(x: NDArray[Any], num_threads: int | None = None) -> NDArray[Any]:
+    """Of each number alone, behind a product with 1, which changes none."""
+    return project(x[..., np.newaxis], np.ones((1, 1), x.dtype), num_threads=num_threads, gelu=True)[..., 0]
 
 
 def test_gelu(isa: str) -> None:
@@ -32,8 +38,14 @@ def test_gelu_of_any_size(isa: str, size: int, rng: np.random.Generator) -> None
     one = gelu(x, num_threads=1)
     np.testing.assert_allclose(one, x * ndtr(x.astype(np.float64)), rtol=0, atol=1e-6)
     assert_same_bits(gelu(x, num_threads=3), one)
-    backwards = x[::-1]
-    assert_same_bits(gelu(backwards), np.ascontiguousarray(one[::-1]))
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 12, 40, 100])
+def test_gelu_of_a_projection(isa: str, tokens: int, rng: np.random.Generator) -> None:
+    x, weight, bias = (rng.standard_normal(shape, dtype=np.float32) for shape in ((tokens, 33), (70, 33), 70))
+    plain = project(x, weight, bias)
+    np.testing.assert_allclose(project(x, weight, bias, gelu=True), plain * ndtr(plain.astype(np.float64)), rtol=0, atol=4e-6)
+    assert_same_bits(project(x, weight, bias, gelu=True).ravel(), gelu(plain.ravel()))
 
 
 def exact_norm(x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any], eps: float) -> NDArray[Any]:
@@ -89,7 +101,7 @@ def test_every_set_with_an_fma_gives_the_same_bits(rng: np.random.Generator) -> 
 def test_misuse() -> None:
     x = np.zeros((4, 6), np.float32)
     w = np.zeros(6, np.float32)
-    with pytest.raises(TypeError, match="gelu: x: expected float32, got float64"):
+    with pytest.raises(TypeError, match="project: x: expected float32, got float64"):
         gelu(np.zeros(3))
     with pytest.raises(TypeError, match="layer_norm: x: expected float32 or float64, got int64"):
         layer_norm(np.zeros((2, 2), np.int64), w, w)

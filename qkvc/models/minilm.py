@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 import qkvc
-from qkvc._layers import gelu, layer_norm
+from qkvc._layers import layer_norm
 from qkvc._linear import project
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Layer:
         query, key, value = (spread(part, present) for part in self.attention.project(x))
         heads = qkvc.attention(query, key, value, key_lengths=lengths, layout="blhd")[present]
         x = layer_norm(self.attention.output(heads.swapaxes(0, 1)), *self.norm_1, self.eps, residual=x)
-        return layer_norm(project(gelu(project(x, *self.up)), *self.down), *self.norm_2, self.eps, residual=x)
+        return layer_norm(project(project(x, *self.up, gelu=True), *self.down), *self.norm_2, self.eps, residual=x)
 
 
 class MiniLM:
