@@ -1,7 +1,11 @@
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
+Result = TypeVar("Result")
+
+def undisturbed(function: Callable[..., Result], *arguments: Any) -> Result: ...
 def turn(
     x: NDArray[Any],
     table: NDArray[Any],

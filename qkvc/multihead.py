@@ -83,6 +83,7 @@ class MultiHeadAttention(Weights):
 
     Beside the result a call holds what is projected and what the heads bring back, 2 L H D + 2 S H_kv D numbers a batch item, and the
     scratch of `qkvc.attention`; with an extra key some L H D more, in float64.  No L x S matrix.
+    The cosines and sines of `rope`, (L + S) D numbers unless positions differ in the batch, stay for the next layer and call (`qkvc.rope`).
 
     References
     ----------
@@ -326,20 +327,22 @@ class MultiHeadAttention(Weights):
         self, inputs: list[Array], positions: Any, key_positions: Any, num_threads: int | None, options: dict[str, Any]
     ) -> list[Array]:
         """What attention wants: the heads' queries and keys through their norm and at their positions, and the values."""
-        places: tuple[Array | None, Array | None] = (None, None)
+        tables: list[Array | None] = [None, None]
         if self.rope is not None:
-            places = self._places(inputs, positions, key_positions, options)
+            tables[:] = self._tables(self.rope, inputs, positions, key_positions, options)
         elif positions is not None or key_positions is not None:
             name = "key_positions" if positions is None else "positions"
             raise TypeError(bad(name, "None, as there is no rope to ask for them", "an argument that nothing uses", WHO))
         projected = self._project(inputs, num_threads)
-        for part, (norm, where) in enumerate(zip((self.q_norm, self.k_norm), places, strict=True)):
-            if norm is not None or where is not None:
-                projected[part] = self._place(projected[part], norm, where, num_threads)
+        for part, (norm, table) in enumerate(zip((self.q_norm, self.k_norm), tables, strict=True)):
+            if norm is not None or table is not None:
+                projected[part] = self._place(projected[part], norm, table, num_threads)
         return projected
 
-    def _places(self, inputs: list[Array], positions: Any, key_positions: Any, options: dict[str, Any]) -> tuple[Array, Array]:
-        """Where queries and keys stand."""
+    def _tables(
+        self, rope: RopeConfig, inputs: list[Array], positions: Any, key_positions: Any, options: dict[str, Any]
+    ) -> tuple[Array, Array]:
+        """Cosines and sines of the queries and of the keys, (..., length, 1, 2, pairs)."""
         batch, (length, keys) = np.broadcast_shapes(*(x.shape[:-2] for x in inputs)), (x.shape[-2] for x in inputs[:2])
         if key_positions is None:
             if positions is not None and inputs[1] is not inputs[0]:
@@ -347,7 +350,13 @@ class MultiHeadAttention(Weights):
             key_positions = 0 if positions is None else positions
         if positions is None:
             positions = self._rows_at(batch, length, keys, options)
-        return as_positions("positions", positions, batch, length, WHO), as_positions("key_positions", key_positions, batch, keys, WHO)
+
+        def table(name: str, where: Any, count: int) -> Array:
+            return turns(rope, self.head_dim, as_positions(name, where, batch, count, WHO), self.dtype)[..., np.newaxis, :, :]
+
+        of_queries = table("positions", positions, length)
+        together = key_positions is positions and keys == length
+        return of_queries, of_queries if together else table("key_positions", key_positions, keys)
 
     def _rows_at(self, batch: tuple[int, ...], length: int, keys: int, options: dict[str, Any]) -> Any:
         """The positions of the queries that `qkvc.attention` goes by, given these options; of the first one, where they are the same in
@@ -363,16 +372,14 @@ class MultiHeadAttention(Weights):
         first = as_integers(name, given, batch if np.ndim(given) else (), -FARTHEST, FARTHEST)
         return first.reshape(*batch, 1) - back + np.arange(length) if np.ndim(given) else int(first[0]) - back
 
-    def _place(self, heads: Array, norm: Array | None, where: Array | None, num_threads: int | None) -> Array:
+    def _place(self, heads: Array, norm: Array | None, table: Array | None, num_threads: int | None) -> Array:
         """Heads (..., L, H, D) that were just projected, where they are, unless their positions are of a larger batch."""
-        if self.rope is None or where is None:
-            turn(heads, np.empty((1, 2, 0), self.dtype), False, norm, self.qk_norm or 0, num_threads=num_threads)
-            return heads
-        batch = np.broadcast_shapes(heads.shape[:-3], where.shape[:-1])
-        if batch != heads.shape[:-3]:
-            heads = np.array(np.broadcast_to(heads, (*batch, *heads.shape[-3:])), order="C")
-        table = np.expand_dims(turns(self.rope, self.head_dim, where, self.dtype), -3)
-        turn(heads, table, self.rope.interleaved, norm, self.qk_norm or 0, num_threads=num_threads)
+        if table is None:
+            table = np.empty((1, 2, 0), self.dtype)
+        elif table.ndim > 4:
+            batch = np.broadcast_shapes(heads.shape[:-3], table.shape[:-4])
+            heads = np.array(np.broadcast_to(heads, (*batch, *heads.shape[-3:])), order="C") if batch != heads.shape[:-3] else heads
+        turn(heads, table, self.rope is not None and self.rope.interleaved, norm, self.qk_norm or 0, num_threads=num_threads)
         return heads
 
     def _checked(self, options: dict[str, Any], function: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qkvc._coerce import FARTHEST, as_above_zero, as_count, as_flag, as_operand, as_positions, bad, check_out, integers_within, shape_text
-from qkvc._rotary import turn
+from qkvc._rotary import turn, undisturbed
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -148,7 +148,7 @@ def turns(config: RopeConfig, head_dim: int, positions: NDArray[np.int64], dtype
     """Cosines and sines, (..., 2, dim / 2).  The last four tables are kept, unless they are large: all layers of a model want the same."""
     pairs = (config.dim or head_dim) // 2
     compute = _kept if positions.size * pairs <= KEPT else _kept.__wrapped__
-    return compute(config, head_dim, positions.shape, positions.tobytes(), dtype)
+    return undisturbed(compute, config, head_dim, positions.shape, positions.tobytes(), dtype)
 
 
 @lru_cache(maxsize=4)
@@ -294,8 +294,9 @@ def _turned(x: Any, array: Array, table: Array, interleaved: bool, layout: str, 
         check_out(out, array.shape, {} if out is x else {"x": x}, who, array.dtype)
     direct = out is not None and out.dtype == table.dtype and out.strides[-1] == out.itemsize
     place = out if direct else np.empty(array.shape, table.dtype)
-    spread = table if array.ndim == 2 else np.expand_dims(table, -3 if layout == "blhd" else -4)
-    turn(place, spread, interleaved, source=array, num_threads=num_threads)
+    if array.ndim > 2:
+        table = table[..., np.newaxis, :, :] if layout == "blhd" else table[..., np.newaxis, :, :, :]
+    turn(place, table, interleaved, source=array, num_threads=num_threads)
     if out is None:
         return place.astype(array.dtype, copy=False)
     if not direct:

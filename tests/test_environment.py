@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 
 import qkvc
+from qkvc._rotary import turn
+from qkvc.rotary import _kept
 
 from .support import assert_same_bits, normal, operands, run_child
 
@@ -68,16 +70,29 @@ def control(fpenv: ctypes.CDLL, bits: int) -> Iterator[None]:
 def calls(rng: np.random.Generator) -> dict[str, Callable[[], Any]]:
     """Work that notices: denormals in and out, roundings everywhere, one thread and several."""
     q, k, v = operands(rng, (2,), (4, 2), (70, 200), (32, 24))
-    tiny = v * np.float32(1e-39)
+    tiny, faint = v * np.float32(1e-39), q * np.float32(1e-39)
+    weight = normal(rng, 32)
     far = np.concatenate([np.zeros(3), -np.linspace(60, 104, 500)]).astype(np.float32)
     spread, bias = normal(rng, 30, 100) * 40, normal(rng, 70, 200)
     with_nan = np.where(np.arange(200)[:, np.newaxis] == 3, np.float32(np.nan), v)
+
+    def turned() -> Any:
+        _kept.cache_clear()  # or the cosines would be those of another environment
+        return qkvc.rope(q, 1000)
+
+    def normed() -> Any:
+        x = faint.copy()
+        turn(x, np.empty((1, 2, 0), np.float32), weight=weight, eps=1e-38)
+        return x
+
     return {
         "attention": lambda: qkvc.attention(q, k, v, num_threads=1),
         "attention on threads": lambda: qkvc.attention(q, k, v, num_threads=3),
         "attention of denormal values": lambda: qkvc.attention(q, k, tiny),
         "attention with bias": lambda: qkvc.attention_with_lse(q, k, v, bias=bias)[1],
         "attention of NaN": lambda: qkvc.attention(q, k, with_nan),
+        "rope": turned,
+        "RMS norm of denormals": normed,
         "softmax": lambda: qkvc.softmax(spread),
         "softmax with denormal results": lambda: qkvc.softmax(far),
         "logsumexp": lambda: qkvc.logsumexp(spread),

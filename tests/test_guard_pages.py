@@ -18,9 +18,11 @@ import pytest
 from numpy.typing import NDArray
 
 import qkvc
+from qkvc._rotary import turn
 
 from .options import DTYPES, HALVES
 from .reference import lse_type, reference, reference_scores, shortening
+from .rotation import rms_normed
 from .support import ROOT, TOLERANCE, assert_close
 
 PAGE = mmap.PAGESIZE
@@ -163,6 +165,25 @@ def test_strided_rows_and_softmax(isa: str, arena: Arena, side: str) -> None:
         x, out = arena["query"].place((3, n), np.float32, side), arena["out"].place((3, n), np.float32, side)
         assert np.abs(qkvc.softmax(x, out=out).sum(-1) - 1).max() < 1e-5
         assert np.isfinite(qkvc.logsumexp(x)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("side", ["end", "start"])
+def test_heads_normed_and_turned_in_place(isa: str, arenas: dict[str, Arena], side: str, dtype: str) -> None:
+    arena = arenas[dtype]
+    for width, rows, interleaved in itertools.product((*range(2, 36), 63, 64, 65, 128), (1, 3), (False, True)):
+        heads, pairs = arena["out"].place((rows, width), dtype, side), width // 2 - width % 3 // 2
+        table, weight = arena["query"].place((rows, 2, pairs), dtype, side), arena["key"].place((width,), dtype, side)
+        arena["out"].bytes[:] = 0xA5
+        heads[...] = before = arena["value"].place((rows, width), dtype, side)
+        turn(heads, table, interleaved, weight, 1e-6)
+        x = rms_normed(before, weight, 1e-6)
+        low, high = (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)) if interleaved else (slice(0, pairs), slice(pairs, 2 * pairs))
+        (a, b), (cos, sin) = (x[:, low], x[:, high]), table.astype(x.dtype).swapaxes(0, 1)
+        x[:, low], x[:, high] = a * cos - b * sin, b * cos + a * sin
+        assert_close(heads, x, 1e-4 if dtype == "float32" else 1e-12, f"{side} {width} {rows}", dtype)
+        rest = arena["out"].bytes[: -heads.nbytes] if side == "end" else arena["out"].bytes[heads.nbytes :]
+        assert (rest == 0xA5).all(), f"{side} {width} {rows}: written beside"
 
 
 @pytest.mark.parametrize("offset", ["array.size", "-1"], ids=["behind", "before"])

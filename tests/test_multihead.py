@@ -256,8 +256,9 @@ def test_memory_of_a_call(options: dict[str, Any], rng: np.random.Generator) -> 
     assert peak <= 4 * batch * numbers + 20_000
 
 
-def test_a_broken_token_stays_alone(rng: np.random.Generator) -> None:
-    m = module(rng)
+@pytest.mark.parametrize("kind", ["plain", "turned and normed"])
+def test_a_broken_token_stays_alone(kind: str, rng: np.random.Generator) -> None:
+    m = module(rng, **KINDS[kind])
     x = normal(rng, 2, 6, 24)
     clean = m(x, key_lengths=[4, 6])
     x[0, 5] = np.nan
