@@ -59,6 +59,13 @@ def as_operand(name: str, x: Any, who: str = "attention") -> NDArray[Any]:
     return as_real(name, array, who)
 
 
+def as_real_dtype(x: Any, who: str) -> np.dtype[Any]:
+    dtype: np.dtype[Any] = np.dtype(x)
+    if dtype not in (np.float32, np.float64):
+        raise TypeError(bad("dtype", "float32 or float64", str(dtype), who))
+    return dtype
+
+
 def as_operands(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any, np.dtype[Any]]:
     """Query, key and value, and the dtype of the result; a value of None, where only scores are wanted, stays None.
 

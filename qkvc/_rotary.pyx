@@ -5,8 +5,10 @@ from libc.stdint cimport uint64_t
 
 import numpy as np
 
+from qkvc._coerce import bad, shape_text
+
 from qkvc._kernels cimport Kernels, kernels_in_use, threads_for, threads_worth
-from qkvc._linear cimport Tokens, row_of, tokens_of
+from qkvc._linear cimport MAX_AXES, Tokens, row_of, tokens_of
 from qkvc._workers cimport Job, hire, interrupted, perform
 
 cdef extern from "fpenv.h" nogil:
@@ -74,7 +76,7 @@ def turn(x, table, bint interleaved=False, weight=None, double eps=0, source=Non
     Parameters
     ----------
     x : ndarray of float32 or float64, shape (..., D)
-        At least two axes, the last with adjacent numbers.
+        Two axes or more, the last with adjacent numbers.
     table : ndarray, shape (..., 2, n)
         The dtype of `x`; n cosines and n sines of each vector, adjacent, on leading axes that broadcast to those of `x`; 2 n <= D.
     interleaved : bool, default False
@@ -86,11 +88,18 @@ def turn(x, table, bint interleaved=False, weight=None, double eps=0, source=Non
         What is copied into `x` first, unless it is `x`.
     num_threads : int, default None
         At most this many threads; None: as many as the process may use.
+
+    Raises
+    ------
+    ValueError
+        More axes than are counted here.
     """
     cdef Problem p
     cdef Job job
     cdef Py_buffer[3] buffers
     cdef int held = 0, threads = threads_for(num_threads)
+    if x.ndim > MAX_AXES:
+        raise ValueError(bad("x", f"at most {MAX_AXES} axes", shape_text(x), "rope"))
     if source is not None and source is not x:
         x[...] = source
     if not x.size:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from qkvc._coerce import as_above_zero, as_count, bad, shape_text
+from qkvc._coerce import as_above_zero, as_count, as_real_dtype, bad, shape_text
 from qkvc._forms import QKV, read, write
 from qkvc.rotary import RopeConfig
 
@@ -53,9 +53,7 @@ class Weights:
         self.head_dim = self.embed_dim // self.num_heads if head_dim is None else as_count("head_dim", head_dim, WHO)
         self.kdim = self.embed_dim if kdim is None else as_count("kdim", kdim, WHO)
         self.vdim = self.embed_dim if vdim is None else as_count("vdim", vdim, WHO)
-        self.dtype = np.dtype(dtype)
-        if self.dtype not in (np.float32, np.float64):
-            raise TypeError(bad("dtype", "float32 or float64", str(self.dtype), WHO))
+        self.dtype = as_real_dtype(dtype, WHO)
         if rope is not None:
             if not isinstance(rope, RopeConfig):
                 raise TypeError(bad("rope", "a RopeConfig", type(rope).__name__, WHO))

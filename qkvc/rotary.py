@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qkvc._coerce import FARTHEST, as_above_zero, as_count, as_flag, as_operand, as_positions, bad, check_out, integers_within, shape_text
+from qkvc._coerce import (
+    FARTHEST,
+    as_above_zero,
+    as_count,
+    as_flag,
+    as_operand,
+    as_positions,
+    as_real_dtype,
+    bad,
+    check_out,
+    integers_within,
+    shape_text,
+)
 from qkvc._rotary import turn, undisturbed
 
 if TYPE_CHECKING:
@@ -54,8 +66,8 @@ class Llama3Scaling:
 
     def __post_init__(self) -> None:
         for name in ("factor", "low_freq_factor", "high_freq_factor"):
-            as_above_zero(name, getattr(self, name), WHO)
-        as_count("original_max_position", self.original_max_position, WHO)
+            object.__setattr__(self, name, as_above_zero(name, getattr(self, name), WHO))
+        object.__setattr__(self, "original_max_position", as_count("original_max_position", self.original_max_position, WHO))
         if self.low_freq_factor >= self.high_freq_factor:
             raise ValueError(bad("low_freq_factor", f"less than high_freq_factor, {self.high_freq_factor}", str(self.low_freq_factor), WHO))
 
@@ -93,12 +105,14 @@ class RopeConfig:
     scaling: float | Llama3Scaling | None = None
 
     def __post_init__(self) -> None:
-        as_above_zero("base", self.base, WHO)
-        if self.dim is not None and as_count("dim", self.dim, WHO) % 2:
+        # Python's own numbers, whatever came: what is equal is found again among the tables, and a repr can be read back.
+        object.__setattr__(self, "base", as_above_zero("base", self.base, WHO))
+        object.__setattr__(self, "dim", None if self.dim is None else as_count("dim", self.dim, WHO))
+        object.__setattr__(self, "interleaved", as_flag("interleaved", self.interleaved, WHO))
+        if self.dim is not None and self.dim % 2:
             raise ValueError(bad("dim", "an even number", str(self.dim), WHO))
-        as_flag("interleaved", self.interleaved, WHO)
         if self.scaling is not None and not isinstance(self.scaling, Llama3Scaling):
-            as_above_zero("scaling", self.scaling, WHO)
+            object.__setattr__(self, "scaling", as_above_zero("scaling", self.scaling, WHO))
 
     def frequencies(self, head_dim: int) -> NDArray[np.float64]:
         """By how many radians each pair of a head turns from one position to the next.
@@ -120,7 +134,7 @@ class RopeConfig:
         dim = head_dim if self.dim is None else self.dim
         if dim % 2 or dim > head_dim:
             raise ValueError(bad("dim", f"an even number up to the width of a head, {head_dim}", str(dim), WHO))
-        frequencies: NDArray[np.float64] = float(self.base) ** (-np.arange(0, dim, 2) / dim)
+        frequencies: NDArray[np.float64] = self.base ** (-np.arange(0, dim, 2) / dim)
         if isinstance(self.scaling, Llama3Scaling):
             return self.scaling.apply(frequencies)
         return frequencies if self.scaling is None else frequencies / self.scaling
@@ -139,8 +153,14 @@ class RopeConfig:
         Returns
         -------
         (ndarray, ndarray), each of shape (*positions.shape, dim / 2), read-only
+
+        Raises
+        ------
+        ValueError, TypeError
+            Positions that are not integers up to 2**53, a `dim` that does not fit, another dtype.
         """
-        table = turns(self, head_dim, integers_within("positions", positions, -FARTHEST, FARTHEST, WHO), np.dtype(dtype))
+        where = integers_within("positions", positions, -FARTHEST, FARTHEST, WHO)
+        table = turns(self, as_count("head_dim", head_dim, WHO), where, as_real_dtype(dtype, WHO))
         return table[..., 0, :], table[..., 1, :]
 
 

@@ -185,6 +185,15 @@ def test_16_bits_are_rounded_once(dtype: str, rng: np.random.Generator) -> None:
     assert_same_bits(qkvc.rotate(x, cos, sin), expected)
 
 
+def test_a_config_is_its_numbers() -> None:
+    plain = qkvc.RopeConfig(5e5, 4, True, qkvc.Llama3Scaling(8, 1, 4, 8192))
+    scaling = qkvc.Llama3Scaling(np.float32(8), np.array(1.0), np.int8(4), np.int64(8192))
+    other = qkvc.RopeConfig(np.array(500000), np.int16(4), np.True_, scaling)
+    assert (other, hash(other), repr(other)) == (plain, hash(plain), repr(plain))
+    assert eval(repr(other), {"RopeConfig": qkvc.RopeConfig, "Llama3Scaling": qkvc.Llama3Scaling}) == plain
+    assert repr(qkvc.RopeConfig(scaling=np.float64(4))) == "RopeConfig(base=10000.0, dim=None, interleaved=False, scaling=4.0)"
+
+
 def test_tables_are_kept_and_cannot_be_written(rng: np.random.Generator) -> None:
     config = qkvc.RopeConfig(dim=6)
     cos, sin = config.tables(np.arange(20).reshape(4, 5), 10, "float64")
@@ -330,6 +339,19 @@ def test_misuse_of_out(rng: np.random.Generator) -> None:
     ):
         assert_refused(lambda out=out: qkvc.rope(x, 1, out=out), error, *words)
     assert_same_bits(x, before)
+
+
+def test_other_misuse() -> None:
+    config = qkvc.RopeConfig()
+    for call, error, words in (
+        (lambda: qkvc.rope(np.ones((1,) * 31 + (5, 8))), ValueError, ("x", "32 axes")),
+        (lambda: config.tables([0.5], 8), TypeError, ("positions", "integers", "float64")),
+        (lambda: config.tables([0], 7), ValueError, ("dim", "even", "7")),
+        (lambda: config.tables([0], "8"), TypeError, ("head_dim", "str")),
+        (lambda: config.tables([0], 8, "float16"), TypeError, ("dtype", "float32", "float16")),
+        (lambda: qkvc.RopeConfig(dim=10).frequencies(8), ValueError, ("dim", "8", "10")),
+    ):
+        assert_refused(call, error, "rope", *words)
 
 
 @pytest.mark.parametrize(
