@@ -7,7 +7,7 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
 
-from qkvc._kernels cimport QKVC_MAX_VECS, QKVC_REAL, kernels_in_use, threads_for
+from qkvc._kernels cimport QKVC_BFLOAT16, QKVC_MAX_VECS, kernels_in_use, threads_for
 from qkvc._plan cimport LANE_OVERHEAD, Plan, Problem, View, make_plan
 from qkvc._tile cimport MAX_TILE, Block, Scratch, Tile, W, carve, get, lay_out, look, scratch_of, sweep
 from qkvc._workers cimport Job, interrupted
@@ -108,12 +108,14 @@ cdef void count_tile(void *context, Py_ssize_t task, int worker) noexcept nogil:
     to.busy[idlest] += work
 
 
-cdef str why_copied(bint copied, const View *view):
-    """Which of the reasons in `aliases`."""
+cdef str why_copied(bint copied, const Problem *p, const View *view):
+    """Which of the reasons in `aliases` and `make_plan`."""
     if not copied:
         return ""
-    if view.kind != QKVC_REAL:
+    if view.kind != p.kernels.kind:
         return "storage"
+    if view.kind == QKVC_BFLOAT16 and (view == &p.value or p.D % 2):
+        return "pairs"
     return "columns" if view.col != 1 else "rows"
 
 
@@ -130,8 +132,8 @@ def describe(query, key, value, mask, bias, causal, q_offset, window, key_length
     cdef double most = 0, total = 0
     told = {
         "kernels": p.kernels.name.decode(),
-        "narrow": p.kernels != (kernels_in_use() if p.item == 4 else kernels_in_use().float64),
-        "dtype": str(plan.dtype),
+        "narrow": p.kernels.lanes * p.item < kernels_in_use().lanes * kernels_in_use().size,
+        "dtype": p.kernels.dtype.decode(),
         "item": p.item,
         "items": (p.query.size, p.key.size, p.value.size, p.out.size),
         "dim": p.D,
@@ -147,8 +149,8 @@ def describe(query, key, value, mask, bias, causal, q_offset, window, key_length
         "threads_worth": p.threads,
         "threads_allowed": threads_for(num_threads),
         "scratch": carve(p, NULL),
-        "copy_key": why_copied(p.copy_key, &p.key),
-        "copy_value": why_copied(p.copy_value, &p.value),
+        "copy_key": why_copied(p.copy_key, p, &p.key),
+        "copy_value": why_copied(p.copy_value, p, &p.value),
         "lane_overhead": LANE_OVERHEAD,
         "again": AGAIN,
     }

@@ -13,14 +13,18 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct Kernels "struct qkvc_kernels":
         const char *name
         const char *dtype
+        int kind
         int size
         int lanes
         int vecs
         const Kernels *narrow
         const Kernels *float64
+        const Kernels *bfloat16
         void (*gather)(const void *x, Py_ssize_t row, Py_ssize_t col, int kind, int rows, int cols, void *to) noexcept nogil
+        void (*gather_values)(const void *x, Py_ssize_t row, Py_ssize_t col, int kind, int rows, int cols, void *to) noexcept nogil
         void (*shorten)(const void *x, int n, int kind, void *to, Py_ssize_t col) noexcept nogil
         void (*pack)(const void *const *rows, Py_ssize_t col, int cols, double scale, int vecs, void *panel) noexcept nogil
+        void (*pack_queries)(const void *const *rows, Py_ssize_t col, int cols, double scale, int vecs, void *QT) noexcept nogil
         void (*scores)(const void *K, Py_ssize_t row, int D, const void *QT, const int *depth, int vecs, const void *V, Py_ssize_t V_row,
                        int Dv, void *S) noexcept nogil
         void (*add_bias)(void *S, const void *bias, double unit, const int *depth, int vecs) noexcept nogil

@@ -109,8 +109,10 @@ def pool_started():
 # ------------------------------------------------------------------------------------------------------------- tests and benchmarks
 
 cdef const Kernels *kernels_of(dtype) except NULL:
-    """The set in use, for numpy.float32 or numpy.float64."""
-    return active.float64 if np.dtype(dtype) == np.float64 else active
+    """The set in use, for float32, float64 or bfloat16."""
+    if dtype == "bfloat16" and active.bfloat16 != NULL:
+        return active.bfloat16
+    return active.float64 if dtype in (np.float64, "float64") else active
 
 
 def exp2(x):

@@ -24,7 +24,7 @@ from qkvc._coerce import (
     shape_text,
 )
 
-from qkvc._kernels cimport QKVC_BFLOAT16, QKVC_FLOAT16, QKVC_REAL, fitted, kernels_in_use, threads_for, threads_worth
+from qkvc._kernels cimport QKVC_BFLOAT16, QKVC_FLOAT16, QKVC_REAL, Kernels, fitted, kernels_in_use, threads_for, threads_worth
 
 cdef object ndarray = np.ndarray
 cdef object empty = np.empty
@@ -231,9 +231,9 @@ cdef int positions(Plan plan, object causal, object q_offset, object window, obj
     return 0
 
 
-cdef bint aliases(const View *view, Py_ssize_t rows, Py_ssize_t cols) noexcept:
+cdef bint aliases(const Kernels *kernels, const View *view, Py_ssize_t rows, Py_ssize_t cols) noexcept:
     """Must a block of these rows be copied before the kernels read it?"""
-    if view.kind != QKVC_REAL or (cols > 1 and view.col != 1):
+    if view.kind != kernels.kind or (cols > 1 and view.col != 1):
         return True
     return rows > 8 and view.row != 0 and (view.row * view.size) % ALIASING_STRIDE == 0
 
@@ -296,6 +296,8 @@ cdef Plan make_plan(object query, object key, object value, object mask, object 
     p.kernels = kernels_in_use()
     if plan.dtype is not FLOAT32:
         p.kernels = p.kernels.float64
+    elif v != NULL and p.kernels.bfloat16 != NULL and p.query.kind == p.key.kind == p.value.kind == QKVC_BFLOAT16:
+        p.kernels = p.kernels.bfloat16
     p.Lq, p.heads = length_of(q, row), heads_of(q, head)
     p.Lk, p.kv_heads = length_of(k, row), heads_of(k, head)
     p.D, p.Dv = axis_of(q, 1), axis_of(v, 1) if v != NULL else 0
@@ -315,10 +317,10 @@ cdef Plan make_plan(object query, object key, object value, object mask, object 
 
     set_strides(p, &p.query, q, head, row)
     set_strides(p, &p.key, k, head, row)
-    p.copy_key = aliases(&p.key, p.Lk, p.D)
+    p.copy_key = aliases(p.kernels, &p.key, p.Lk, p.D) or (p.kernels.kind == QKVC_BFLOAT16 and p.D % 2 != 0)
     if v != NULL:
         set_strides(p, &p.value, v, head, row)
-        p.copy_value = aliases(&p.value, p.Lk, p.Dv)
+        p.copy_value = aliases(p.kernels, &p.value, p.Lk, p.Dv) or p.kernels.kind == QKVC_BFLOAT16
     p.scale = (1 / sqrt(<double>p.D) if p.D else 1.0) if scale is None else as_finite("scale", scale)
     p.unit = LOG2_E
     p.softcap = 0.0 if softcap is None else as_softcap(softcap)

@@ -114,11 +114,12 @@ cdef void pack_queries(const Problem *p, Scratch *s, const Tile *t) noexcept nog
     cdef const void *row[MAX_TILE]
     cdef Py_ssize_t col = p.query.col, i
     memcpy(row, s.query, sizeof(row))
-    if p.query.kind != QKVC_REAL:
+    if p.query.kind != p.kernels.kind:
         for i in range(t.vecs * p.kernels.lanes):
-            row[i] = copied(p, <const char *>s.query[i], &p.query, 1, p.D, s.rows + i * p.D * p.item)
+            row[i] = s.rows + i * p.D * p.item
+            p.kernels.gather(s.query[i], 0, col, p.query.kind, 1, <int>p.D, <char *>row[i])
         col = 1
-    p.kernels.pack(row, col, <int>p.D, p.scale * p.unit, t.vecs, s.QT)
+    p.kernels.pack_queries(row, col, <int>p.D, p.scale * p.unit, t.vecs, s.QT)
 
 
 cdef void start(const Problem *p, Scratch *s) noexcept nogil:
@@ -132,12 +133,6 @@ cdef void start(const Problem *p, Scratch *s) noexcept nogil:
 
 
 # -------------------------------------------------------------------------------------------------------------------------- the keys
-
-cdef const char *copied(const Problem *p, const char *x, const View *view, int n, Py_ssize_t cols, char *to) noexcept nogil:
-    """n rows side by side, for numbers or strides that the kernels cannot read, or that L1 cannot hold."""
-    p.kernels.gather(x, view.row, view.col, view.kind, n, <int>cols, to)
-    return to
-
 
 cdef inline int within(int64_t n, int most) noexcept nogil:
     return <int>(0 if n < 0 else most if n > most else n)
@@ -176,9 +171,11 @@ cdef bint look(const Problem *p, Scratch *s, const Tile *t, int64_t index, int *
     if t.V:
         b.V, b.V_row = t.V + b.first * p.value.row * p.value.size, p.value.row
     if p.copy_key:
-        b.K, b.K_row = copied(p, b.K, &p.key, b.keys, p.D, s.K), p.D
+        p.kernels.gather(b.K, p.key.row, p.key.col, p.key.kind, b.keys, <int>p.D, s.K)
+        b.K, b.K_row = s.K, p.D if p.kernels.kind == QKVC_REAL else p.D + p.D % 2
     if p.copy_value:
-        b.V, b.V_row = copied(p, b.V, &p.value, b.keys, p.Dv, s.V), p.Dv
+        p.kernels.gather_values(b.V, p.value.row, p.value.col, p.value.kind, b.keys, <int>p.Dv, s.V)
+        b.V, b.V_row = s.V, p.Dv
     return True
 
 
@@ -319,9 +316,9 @@ cdef size_t carve(const Problem *p, char *memory) noexcept nogil:
     """
     cdef Scratch measured
     cdef Scratch *s = <Scratch *>memory if memory != NULL else &measured
-    cdef size_t row = p.kernels.lanes * p.kernels.vecs * p.item, keys = min(p.Lk, W), at = 0
+    cdef size_t row = p.kernels.lanes * p.kernels.vecs * p.item, keys = min(p.Lk, W) + min(p.Lk, W) % 2, at = 0
     slot(memory, &at, sizeof(Scratch))
-    s.QT = slot(memory, &at, row * p.D)
+    s.QT = slot(memory, &at, row * (p.D + 1))
     s.O = slot(memory, &at, row * p.Dv)
     s.S = slot(memory, &at, row * keys)
     s.bias = slot(memory, &at, row * keys)

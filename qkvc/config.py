@@ -17,7 +17,8 @@ from qkvc._cpu import available_cpus
 
 
 def kernels() -> tuple[str, ...]:
-    """Names of the kernel sets this CPU can run, best first: "avx512", "avx2" and "portable", or "neon" and "portable"."""
+    """Names of the kernel sets this CPU can run, best first: of "avx512bf16" (AVX-512 with products of bfloat16 pairs), "avx512",
+    "avx2" and "portable", or "neon" and "portable"."""
     return _kernels.kernels()
 
 
@@ -92,7 +93,11 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
         "numpy": np.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "kernels": {"in use": _kernels.active_kernels(), "available": list(kernels()), "dtypes": ["float32", "float64"]},
+        "kernels": {
+            "in use": _kernels.active_kernels(),
+            "available": list(kernels()),
+            "dtypes": ["float32", "float64", "float16", "bfloat16"],
+        },
         "tile": {"queries": lanes * vectors, "lanes": lanes, "keys per block": block},
         "threads": {"in use": get_num_threads(), "available CPUs": available_cpus(), "started": _kernels.pool_started()},
     }

@@ -39,6 +39,7 @@ class _Costs(NamedTuple):
 
 _COSTS = {
     ("avx512", "float32"): _Costs(0.95, 0.89, 25, 41, 16, 22, 26),
+    ("avx512", "bfloat16"): _Costs(0.95, 0.62, 56, 82, 32, 44, 52),
     ("avx512", "float64"): _Costs(0.88, 0.67, 30, 52, 11, 19, 25),
     ("avx2", "float32"): _Costs(0.85, 0.62, 35, 61, 18, 23, 37),
     ("avx2", "float64"): _Costs(0.79, 0.43, 42, 92, 23, 32, 54),
@@ -48,9 +49,10 @@ _COSTS = {
 
 # Why a block is copied, and what a number of it costs, in flops of the dtype.
 _COPIES: dict[str, tuple[str, dict[str, float]]] = {
-    "columns": ("its columns are not adjacent", {"float32": 37, "float64": 20}),  # one by one
+    "columns": ("its columns are not adjacent", {"float32": 37, "float64": 20, "bfloat16": 74}),  # one by one
     "storage": ("its 16-bit numbers are widened", {"float32": 6}),
-    "rows": ("its rows lie a multiple of 4096 bytes apart", {"float32": 13, "float64": 13}),
+    "pairs": ("its 16-bit numbers are put into pairs", {"bfloat16": 3}),
+    "rows": ("its rows lie a multiple of 4096 bytes apart", {"float32": 13, "float64": 13, "bfloat16": 13}),
 }
 
 
@@ -204,12 +206,13 @@ def _why(told: dict[str, Any]) -> str:
 
 def _work(told: dict[str, Any], softcap: bool, slopes: bool, bias: bool) -> float:
     """Everything that all threads do, in flops of the same time."""
-    cost, columns = _COSTS.get((told["kernels"], told["dtype"]), _COSTS["avx2", told["dtype"]]), told["dim"] + told["v_dim"]
+    name, dtype, columns = told["kernels"].removesuffix("bf16"), told["dtype"], told["dim"] + told["v_dim"]
+    cost = _COSTS[(name, dtype) if (name, dtype) in _COSTS else ("avx2", dtype)]
     pair = 2 * columns / (cost.single if told["tile_vectors"] == 1 else cost.full) + cost.softmax
     pair += softcap * cost.softcap + slopes * cost.slope + bias * cost.bias + cost.mask * told["blocks_masked"] / max(told["blocks"], 1)
     work = pair * (told["pairs_computed"] + told["again"] * told["pairs_again"]) + told["lane_overhead"] * columns * told["lanes_in_all"]
     for copied, width in ((told["copy_key"], told["dim"]), (told["copy_value"], told["v_dim"])):
-        work += _COPIES[copied][1][told["dtype"]] * told["key_rows"] * width if copied else 0
+        work += _COPIES[copied][1][dtype] * told["key_rows"] * width if copied else 0
     return float(work)
 
 

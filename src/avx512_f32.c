@@ -1,4 +1,4 @@
-/* The micro-kernels for float32 in AVX-512. */
+/* The micro-kernels for float32 in AVX-512, and what AVX512_BF16 makes of them. */
 #include "target.h"
 
 #ifdef QKVC_X86 /* on other machines this file is empty */
@@ -10,5 +10,11 @@ TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #include "float32.h"
 #include "vec_avx512.h"
 #include "kernels_body.h"
+TARGET_END
+
+TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")
+#define PAIR_UP qkvc_avx512_bf16
+#include "vec_avx512_bf16.h"
+#include "pairs_body.h"
 TARGET_END
 #endif

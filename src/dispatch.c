@@ -29,18 +29,38 @@ static int has_avx512(uint64_t xcr0)
     if ((xcr0 & 0xe6) != 0xe6 || !has_avx2(xcr0)) return 0;
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & wanted) == wanted;
 }
+
+static int has_bf16(void)
+{
+    uint32_t a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 5);
+}
+
+/* AVX-512's own kernels, with others beside them for bfloat16 */
+static const struct qkvc_kernels *with_bf16(void)
+{
+    static struct qkvc_kernels floats, doubles, pairs;
+    pairs = floats = qkvc_avx512_f32;
+    doubles = qkvc_avx512_f64;
+    qkvc_avx512_bf16(&pairs);
+    floats.name = doubles.name = pairs.name = "avx512bf16";
+    floats.bfloat16 = &pairs;
+    floats.float64 = doubles.float64 = &doubles;
+    return &floats;
+}
 #endif
 
 const struct qkvc_kernels *const *qkvc_kernel_sets(int *count)
 {
-    static const struct qkvc_kernels *sets[4];
-    const struct qkvc_kernels *better[3];
+    static const struct qkvc_kernels *sets[5];
+    const struct qkvc_kernels *better[4];
     int n = 0, m = 0;
     better[m++] = &qkvc_portable_f32;
 #ifdef QKVC_X86
     const uint64_t xcr0 = saved_registers();
     if (has_avx2(xcr0)) better[m++] = &qkvc_avx2_f32;
     if (has_avx512(xcr0)) better[m++] = &qkvc_avx512_f32;
+    if (has_avx512(xcr0) && has_bf16()) better[m++] = with_bf16();
 #endif
 #ifdef QKVC_NEON
     better[m++] = &qkvc_neon_f32;

@@ -23,22 +23,29 @@
 enum qkvc_kind { QKVC_REAL, QKVC_FLOAT16, QKVC_BFLOAT16 };
 
 struct qkvc_kernels {
-    const char *name;  /* "avx512", "avx2", "neon", "portable" */
-    const char *dtype; /* "float32", "float64" */
+    const char *name;  /* "avx512bf16", "avx512", "avx2", "neon", "portable" */
+    const char *dtype; /* "float32", "float64", "bfloat16" */
+    int kind;          /* of the query, key and value rows that it reads */
     int size;          /* bytes of a real */
     int lanes;         /* queries per vector */
     int vecs;          /* most vectors per tile; tile = lanes * vecs */
     const struct qkvc_kernels *narrow; /* a set with the same bits and half the lanes, for when these would lie empty; or NULL */
     const struct qkvc_kernels *float64; /* the same instructions for float64; a float64 set names itself */
+    const struct qkvc_kernels *bfloat16; /* the set for query, key and value of bfloat16; NULL: they are widened for this one */
 
-    /* to[i * cols + c] = the real that x[i * row + c * col] of that kind is, for i < rows and c < cols.  float64 takes reals only. */
+    /* to[i * cols + c] = the real that x[i * row + c * col] of that kind is, for i < rows and c < cols.  float64 takes reals only.
+     * A bfloat16 set takes bfloat16 only and leaves it that: query and key rows get an even number of columns, value rows become pairs. */
     void (*gather)(const void *x, ptrdiff_t row, ptrdiff_t col, int kind, int rows, int cols, void *to);
+    void (*gather_values)(const void *x, ptrdiff_t row, ptrdiff_t col, int kind, int rows, int cols, void *to);
 
     /* to[c * col] of that 16-bit kind = x[c], rounded to nearest even; NULL for float64 */
     void (*shorten)(const void *x, int n, int kind, void *to, ptrdiff_t col);
 
     /* panel[c][lane] = rows[lane][c * col] * scale for c < cols.  rows has vecs * lanes pointers, all of them readable. */
     void (*pack)(const void *const *rows, ptrdiff_t col, int cols, double scale, int vecs, void *panel);
+
+    /* QT from rows of queries: what `scores` wants.  In floats it is `pack`; in pairs it takes D / 2 + 1 rows, and scales S, not Q. */
+    void (*pack_queries)(const void *const *rows, ptrdiff_t col, int cols, double scale, int vecs, void *QT);
 
     /* S[j][lane] = sum over d of K[j * row + d] * QT[d][lane], for j < depth[v].  Meanwhile the next rows of K and row
      * j of V, V_row apart and Dv long, are fetched towards L2: `values` reads V in strips that no hardware prefetcher follows. */
@@ -114,6 +121,9 @@ struct qkvc_kernels {
 
 extern const struct qkvc_kernels qkvc_avx512_f32, qkvc_avx2_f32, qkvc_neon_f32, qkvc_portable_f32;
 extern const struct qkvc_kernels qkvc_avx512_f64, qkvc_avx2_f64, qkvc_neon_f64, qkvc_portable_f64;
+
+/* Makes bfloat16 kernels of a copy of AVX-512's for float32. */
+void qkvc_avx512_bf16(struct qkvc_kernels *set);
 
 /* The float32 sets this CPU and operating system can run, best first, portable last; *count says how many. */
 const struct qkvc_kernels *const *qkvc_kernel_sets(int *count);

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 UNIT = 2.0**-24  # unit roundoff of float32
+PAIRS = 2.0**-8 + 1.02e-4  # what bfloat16 kernels lose of a weight: its rounding, and their short exp2
 BLOCK = 128  # keys per block of the arithmetic contract: the length of the chains in `certificate`
 
 Array = NDArray[Any]
@@ -249,13 +250,15 @@ class Bounds(NamedTuple):
     weight: Array
 
 
-def certificate(query: ArrayLike, key: ArrayLike, value: ArrayLike | None = None, *, unit: float = UNIT, **options: Any) -> Bounds:
+def certificate(
+    query: ArrayLike, key: ArrayLike, value: ArrayLike | None = None, *, unit: float = UNIT, weights_lose: float = 0, **options: Any
+) -> Bounds:
     """Largest possible error of each element for finite inputs and roundings of `unit`, first order in it, with 1 % for the rest.
 
     A score is a chain of D roundings over the scaled query; softcap, which never steepens an error, adds a dozen of its own size, ALiBi and
     bias three products and sums.  A weight then errs by what its own score and the row's largest score err, by the rounding of their
     difference, by 1 ULP of exp2 and by the cut at 2**-126 (float64: 2**-1022).  A value sum is one chain per block and one merge per block.
-    A sink is one more score, of three roundings.
+    A sink is one more score, of three roundings.  `weights_lose` is a rounding of the weights before they are summed.
     """
     p = problem(query, key, value, **options)
 
@@ -281,7 +284,7 @@ def certificate(query: ArrayLike, key: ArrayLike, value: ArrayLike | None = None
     e = e + np.where(addends > 0, gamma(4) * (np.abs(capped) + addends), 0)
     e_sink = gamma(3) * np.abs(sink)
     e_max = np.maximum(np.where(p.allowed, e, 0).max(-1, keepdims=True, initial=0), e_sink)
-    theta = e + e_max + unit * np.where(p.allowed, np.abs(s - m), 0) + 3 * unit
+    theta = e + e_max + unit * np.where(p.allowed, np.abs(s - m), 0) + 3 * unit + weights_lose
     theta_sink = e_sink + e_max + unit * np.abs(sink - m) + 3 * unit
 
     size = np.abs(p.value)

@@ -80,6 +80,12 @@ def share_of_bound(name: str, actual: NDArray[Any], expected: NDArray[Any], boun
     return float(ratio.max(initial=0))
 
 
+def in_pairs(*operands: Any) -> bool:
+    """Does a call with these take kernels that multiply pairs of bfloat16?"""
+    with_pairs = qkvc.show_config("dicts")["kernels"]["in use"].endswith("bf16")  # type: ignore[index]
+    return with_pairs and all(np.asarray(x).dtype.name == "bfloat16" for x in operands)
+
+
 def normal(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
     return rng.standard_normal(shape, dtype=np.float32)
 

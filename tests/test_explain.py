@@ -164,12 +164,27 @@ def test_empty_calls() -> None:
 
 def test_few_queries_take_the_narrow_set() -> None:
     widest = qkvc.kernels()[0]
-    if widest != "avx512":
+    if "avx512" not in widest:
         pytest.skip(f"only AVX-512 has a narrow set, and this CPU has {widest}")
     few, many = explain((1, 8, 5, 64), (1, 8, 300, 64)), explain((1, 8, 16, 64), (1, 8, 300, 64))
     assert (few.kernels, few.narrow, few.lanes, few.tile_queries) == ("avx2", True, 8, 5)
-    assert (many.kernels, many.narrow, many.lanes, many.tile_queries) == ("avx512", False, 16, 16)
+    assert (many.kernels, many.narrow, many.lanes, many.tile_queries) == (widest, False, 16, 16)
     assert "half the lanes" in str(few)
+
+
+def test_storage_and_what_multiplies_it(isa: str) -> None:
+    """bfloat16 goes in pairs where the CPU can, everything else of 16 bits is widened; half the bytes are read."""
+    half, single = explain((2, 4, 100, 64), dtype="bfloat16"), explain((2, 4, 100, 64))
+    assert (half.bytes_read, half.bytes_written, half.flops) == (single.bytes_read // 2, single.bytes_written // 2, single.flops)
+    widened = tuple(f"{name}: its 16-bit numbers are widened" for name in ("key", "value"))
+    pairs = isa.endswith("bf16")
+    assert half.dtype == ("bfloat16" if pairs else "float32")
+    assert half.copies == (("value: its 16-bit numbers are put into pairs",) if pairs else widened)
+    assert explain((2, 4, 100, 64), dtype="float16").copies == widened
+    assert len(explain((2, 4, 100, 63), dtype="bfloat16").copies) == 2
+    key = np.ones((2, 4, 100, 64), np.float32)
+    mixed = explain(key, key.astype("bfloat16"), key)
+    assert (mixed.dtype, mixed.copies, mixed.narrow) == ("float32", widened[:1], False)
 
 
 def test_copies_and_their_reasons() -> None:
