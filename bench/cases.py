@@ -28,8 +28,8 @@ class Goal:
 class Case:
     """One problem of attention, or of what is built on it.
 
-    `work` "stats" asks for `attention_stats` instead, "module" for a multi-head layer of width heads x dim on `batch` texts, "model" for
-    the vectors of `batch` sentences of about `queries` tokens.
+    `work` "stats" asks for `attention_stats` instead, "module" for a multi-head layer of width heads x dim on `batch` texts, "qwen3"
+    for one that norms and turns its queries and keys, "model" for the vectors of `batch` sentences of about `queries` tokens.
     """
 
     batch: int
@@ -72,6 +72,8 @@ class Case:
         """B x H x L x D, each as query/key (or key/value width) where the two differ, then the options."""
         if self.work == "module":
             return f"module {self.batch}x{self.queries}x{self.width}/{self.heads}"
+        if self.work == "qwen3":
+            return f"qwen3 {self.batch}x{self.queries}x{self.width}/{self.heads}/{self.kv_heads}"
         if self.work == "model":
             return f"MiniLM {self.batch} sentence{'s' * (self.batch > 1)}"
         heads, length, width = (
@@ -109,8 +111,8 @@ class Case:
     @property
     def bytes(self) -> int:
         """Least memory traffic: inputs (of a module, weights too) read once, the output written once."""
-        if self.work == "module":
-            return BYTES[self.dtype] * self.width * (2 * self.batch * self.queries + 4 * self.width)
+        if self.work in ("module", "qwen3"):
+            return BYTES[self.dtype] * self.width * (2 * self.batch * self.queries + 2 * self.dim * (self.heads + self.kv_heads))
         rows = self.heads * self.queries + self.kv_heads * self.keys
         return BYTES[self.dtype] * self.batch * rows * (self.dim + self.v_dim)
 
@@ -195,6 +197,9 @@ CASES: tuple[Case, ...] = (
     Case(32, 12, 40, 32, goal=Goal(torch_time=1 / 1.15), work="module", kind="module"),
     Case(1, 16, 577, 64, goal=Goal(torch_time=1 / 1.15, peak=0.85), work="module", kind="module"),
     Case(1, 32, 256, 128, goal=Goal(torch_time=1 / 1.15, peak=0.85), work="module", kind="module"),
+    # Rotary embeddings and the norm of queries and keys in it: Qwen3 8B, and 0.6B where heads together are as wide as its tokens.
+    Case(1, 32, 256, 128, kv_heads=8, causal="top-left", goal=Goal(torch_time=1 / 1.15), work="qwen3", kind="qwen3"),
+    Case(8, 8, 128, 128, kv_heads=4, causal="top-left", goal=Goal(torch_time=1 / 1.15), work="qwen3", kind="qwen3"),
     # A model: text to vectors.
     Case(1, 12, 40, 32, goal=Goal(torch_time=1 / 1.5), work="model", kind="model"),
     Case(8, 12, 40, 32, goal=Goal(torch_time=1 / 1.5), work="model", kind="model"),

@@ -44,7 +44,12 @@ OPTIONS = (
 DOUBLE = Case(1, 2, 150, 8, causal="top-left", dtype="float64")
 # Enough to reach every form; each costs JAX three compilations.
 FORMS = (*OPTIONS[:4], *OPTIONS[5:7], *OPTIONS[9:10], *OPTIONS[11:], DOUBLE)
-BUILT_ON_IT = (Case(2, 4, 9, 8, work="module"), Case(1, 3, 40, 8, work="stats"), Case(3, 12, 8, 32, work="model"))
+BUILT_ON_IT = (
+    Case(2, 4, 9, 8, work="module"),
+    Case(2, 4, 9, 8, kv_heads=2, causal="top-left", work="qwen3"),
+    Case(1, 3, 40, 8, work="stats"),
+    Case(3, 12, 8, 32, work="model"),
+)
 
 
 def contestant(name: str, *seconds: float, error: float = 1e-7) -> Contestant:
