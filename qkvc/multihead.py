@@ -30,6 +30,19 @@ def _rows_apart(leading: tuple[int, ...], width: int, dtype: np.dtype[Any]) -> A
     return np.empty((*leading, width + line if width % (64 * line) == 0 else width), dtype)[..., :width]
 
 
+def _rows_at(batch: tuple[int, ...], length: int, keys: int, options: dict[str, Any]) -> Any:
+    """The positions of the queries that `qkvc.attention` goes by, given these options; of the first, where the batch has them in common."""
+    causal, name, back = options.get("causal"), "q_offset", 0
+    if options.get(name) is None:
+        if not isinstance(causal, str) or causal != "bottom-right":
+            return 0
+        name, back = "key_lengths", length
+    if (given := options.get(name)) is None:
+        return keys - length
+    first = as_integers(name, given, batch if np.ndim(given) else (), -FARTHEST, FARTHEST)
+    return first.reshape(*batch, 1) - back + np.arange(length) if np.ndim(given) else int(first[0]) - back
+
+
 class MultiHeadAttention(Weights):
     """Multi-head attention, forward: every head projects its own queries, keys and values, and W_O mixes what they bring back.
 
@@ -349,7 +362,7 @@ class MultiHeadAttention(Weights):
                 raise TypeError(bad("key_positions", "integers, as positions are given and key is not query", "None", WHO))
             key_positions = 0 if positions is None else positions
         if positions is None:
-            positions = self._rows_at(batch, length, keys, options)
+            positions = _rows_at(batch, length, keys, options)
 
         def table(name: str, where: Any, count: int) -> Array:
             return turns(rope, self.head_dim, as_positions(name, where, batch, count, WHO), self.dtype)[..., np.newaxis, :, :]
@@ -357,20 +370,6 @@ class MultiHeadAttention(Weights):
         of_queries = table("positions", positions, length)
         together = key_positions is positions and keys == length
         return of_queries, of_queries if together else table("key_positions", key_positions, keys)
-
-    def _rows_at(self, batch: tuple[int, ...], length: int, keys: int, options: dict[str, Any]) -> Any:
-        """The positions of the queries that `qkvc.attention` goes by, given these options; of the first one, where they are the same in
-        the whole batch.
-        """
-        causal, name, back = options.get("causal"), "q_offset", 0
-        if options.get(name) is None:
-            if not isinstance(causal, str) or causal != "bottom-right":
-                return 0
-            name, back = "key_lengths", length
-        if (given := options.get(name)) is None:
-            return keys - length
-        first = as_integers(name, given, batch if np.ndim(given) else (), -FARTHEST, FARTHEST)
-        return first.reshape(*batch, 1) - back + np.arange(length) if np.ndim(given) else int(first[0]) - back
 
     def _place(self, heads: Array, norm: Array | None, table: Array | None, num_threads: int | None) -> Array:
         """Heads (..., L, H, D) that were just projected, where they are, unless their positions are of a larger batch."""
