@@ -45,7 +45,7 @@ def installed(package: str) -> Path:
 
 def spread(tokens: Array, present: NDArray[np.bool_]) -> Array:
     """Tokens (T, ...), one sentence after the other, as (B, L, ...), zeros behind the end of each; a view where none is shorter."""
-    if present.all():
+    if len(tokens) == present.size:
         return tokens.reshape(*present.shape, *tokens.shape[1:])
     padded = np.zeros((*present.shape, *tokens.shape[1:]), dtype=np.float32)
     padded[present] = tokens
@@ -64,7 +64,7 @@ class Layer:
         self.up, self.down = pair("intermediate.dense"), pair("output.dense")
         self.norm_1, self.norm_2 = pair("attention.output.LayerNorm"), pair("output.LayerNorm")
 
-    def __call__(self, x: Array, present: NDArray[np.bool_], lengths: NDArray[np.int64]) -> Array:
+    def __call__(self, x: Array, present: NDArray[np.bool_], lengths: NDArray[np.int64] | None) -> Array:
         """Only tokens that exist are projected, (T, E); attention alone sees them as sentences with padding."""
         query, key, value = (spread(part, present) for part in self.attention.project(x))
         heads = qkvc.attention(query, key, value, key_lengths=lengths, layout="blhd")[present]
@@ -149,10 +149,11 @@ class MiniLM:
         """The vectors of all tokens that exist, (T, 384), one sentence after the other: the embeddings, then the output of each layer."""
         ids, lengths = np.asarray(ids, dtype=np.int64), np.asarray(lengths, dtype=np.int64)
         present = np.arange(ids.shape[1]) < lengths[:, np.newaxis]
+        shorter = None if present.all() else lengths
         x = layer_norm(self.words[ids[present]] + self.positions[present.nonzero()[1]], *self.norm, self.eps)
         yield x
         for layer in self.layers:
-            x = layer(x, present, lengths)
+            x = layer(x, present, shorter)
             yield x
 
     def hidden_states(self, ids: ArrayLike, lengths: ArrayLike) -> Array:
