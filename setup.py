@@ -47,6 +47,7 @@ setup(
             extension("_workers", []),
             extension("_plan", []),
             extension("_tile", []),
+            extension("_decode", []),
             extension("_attention", []),
             extension("_inside", []),
             extension("_describe", []),

@@ -6,24 +6,25 @@ a time and stay in L1, so memory does not grow with the length.  docs/arithmetic
 
 from libc.stdint cimport int64_t, uint64_t
 
+from qkvc._decode cimport decode_all
 from qkvc._kernels cimport QKVC_MAX_VECS, Kernels
 from qkvc._plan cimport Plan, Problem, make_plan
 from qkvc._tile cimport (
+    MAX_TILE,
     Block,
     Scratch,
     Tile,
     fetch_queries,
-    get,
+    finish,
     lay_out,
     look,
     note_allowed,
+    out_rows,
     pack_queries,
-    put,
     score,
     scratch_of,
-    settle,
+    shorten_rows,
     start,
-    store_rows,
     sweep,
 )
 from qkvc._workers cimport Job, interrupted
@@ -64,6 +65,8 @@ cdef void attend(void *context, Py_ssize_t task, int worker) noexcept nogil:
     cdef const Problem *p = <const Problem *>job.problem
     cdef Scratch *s = scratch_of(job, worker)
     cdef uint64_t environment
+    cdef void *row[MAX_TILE]
+    cdef Py_ssize_t col
     cdef Tile t
     if job.cancelled:
         return
@@ -77,20 +80,10 @@ cdef void attend(void *context, Py_ssize_t task, int worker) noexcept nogil:
         walk(job, s, &t, worker, True)
     if not job.cancelled:
         finish(p, s, &t)
+        col = out_rows(p, s, &t, row)
+        p.kernels.store(s.O, <int>p.Dv, s.factor, t.queries, row, col)                              # out <- O / l, through its strides
+        shorten_rows(p, s, &t, row)
     qkvc_fp_leave(environment)
-
-
-cdef void finish(const Problem *p, Scratch *s, const Tile *t) noexcept nogil:
-    """out <- O / l, through out's strides, and lse."""
-    cdef int i
-    settle(p, s, t, p.lse != NULL)
-    if p.head_scale:
-        for i in range(t.queries):
-            put(p, s.factor, i, get(p, s.factor, i) * p.head_scale[s.index[i] // p.Lq])
-    store_rows(p, s, t)
-    if p.lse:
-        for i in range(t.queries):
-            put(p, p.lse, s.index[i], s.lse[i])
 
 
 def attend_arrays(query, key, value, mask, bias, causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap, scale, head_scale,
@@ -102,5 +95,8 @@ def attend_arrays(query, key, value, mask, bias, causal, q_offset, window, key_l
                                head_scale, layout, out, want_lse, num_threads)
     cdef Problem *p = &plan.problem
     if plan.out.size or (want_lse and plan.lse.size):
-        sweep(plan, attend, p.batch * p.kv_heads * p.tiles, NULL)
+        if p.pieces:
+            decode_all(plan, attend)
+        else:
+            sweep(plan, attend, p.batch * p.kv_heads * p.tiles, NULL)
     return (plan.out, plan.lse) if want_lse else plan.out

@@ -44,6 +44,7 @@ ctypedef struct Problem:
     Py_ssize_t rows           # queries of all heads of a group: what a tile's lanes are filled with
     Py_ssize_t vectors        # ... in vectors
     Py_ssize_t tiles          # tiles per (batch item, key head)
+    Py_ssize_t pieces         # of the keys of each, where queries are so few that the roles are swapped; 0: they are not
     bint copy_key, copy_value
     int threads
     char *lse                 # reals (batch, heads, Lq), contiguous, or NULL

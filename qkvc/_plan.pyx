@@ -24,7 +24,18 @@ from qkvc._coerce import (
     shape_text,
 )
 
-from qkvc._kernels cimport QKVC_BFLOAT16, QKVC_FLOAT16, QKVC_REAL, Kernels, fitted, kernels_in_use, threads_for, threads_worth
+from qkvc._kernels cimport (
+    QKVC_BFLOAT16,
+    QKVC_BLOCK,
+    QKVC_FEW,
+    QKVC_FLOAT16,
+    QKVC_REAL,
+    Kernels,
+    fitted,
+    kernels_in_use,
+    threads_for,
+    threads_worth,
+)
 
 cdef object ndarray = np.ndarray
 cdef object empty = np.empty
@@ -40,6 +51,15 @@ cdef Py_ssize_t MAX_DIM = 1 << 20
 # What a lane costs beside its flops (packing, storing, checking, for each of D + Dv), in flops of the same time: 16 queries against 16 keys
 # take twice the time of their arithmetic.
 cdef double LANE_OVERHEAD = 30
+
+# So many queries of a key head at most, against so many keys at least, have their roles swapped (_decode.pyx), which pays while transposing
+# keys costs less than empty lanes: up to 6; up to 8 where memory is what both wait for; up to QKVC_FEW where the heads are not enough for
+# the threads, because then keys are split.  Each thread gets so many pieces of them to choose from.
+cdef Py_ssize_t FEW = 6
+cdef Py_ssize_t FEW_FROM_MEMORY = 8
+cdef double BEYOND_CACHES = 16e6  # bytes
+cdef Py_ssize_t FEW_KEYS = 32
+cdef Py_ssize_t PIECES = 8
 
 # Rows this many bytes apart (or a multiple) fall into few sets of a 32 KB, 8-way L1, so a key block of them is copied first.
 cdef Py_ssize_t ALIASING_STRIDE = 4096
@@ -238,19 +258,35 @@ cdef bint aliases(const Kernels *kernels, const View *view, Py_ssize_t rows, Py_
     return rows > 8 and view.row != 0 and (view.row * view.size) % ALIASING_STRIDE == 0
 
 
+cdef bint few(const Problem *p, int threads) noexcept:
+    """Are the queries so few that their roles and the keys' are better swapped?"""
+    cdef Py_ssize_t heads = p.batch * p.kv_heads, most = FEW
+    if p.value.data == NULL or p.kernels.kind != QKVC_REAL or p.Lk < FEW_KEYS:
+        return False
+    if <double>heads * p.Lk * (p.D + p.Dv) * p.item > BEYOND_CACHES:
+        most = FEW_FROM_MEMORY
+    if heads < threads:
+        most = QKVC_FEW
+    return p.rows <= min(most, p.kernels.lanes * p.kernels.vecs)
+
+
 cdef void cut(Problem *p, object num_threads) except *:
     """Tiles and threads.  Neither changes a bit of the result (docs/arithmetic.md)."""
     cdef Py_ssize_t heads = p.batch * p.kv_heads, lanes
     cdef double keys = p.Lk
     p.rows = p.group * p.Lq
-    p.kernels = fitted(p.kernels, p.rows)
+    p.pieces = few(p, threads_for(num_threads))
+    if not p.pieces:
+        p.kernels = fitted(p.kernels, p.rows)
     lanes = p.kernels.lanes
     p.vectors = (p.rows + lanes - 1) // lanes
     if p.left >= 0 and p.right >= 0:
         keys = min(keys, 1.0 + p.left + p.right)
     p.threads = threads_worth(threads_for(num_threads), <double>heads * p.vectors * lanes * (p.D + p.Dv) * (2 * keys + LANE_OVERHEAD))
     p.tiles = (p.vectors + p.kernels.vecs - 1) // p.kernels.vecs
-    if p.tiles * heads < 2 * p.threads:  # narrower tiles, so that every thread has work
+    if p.pieces:
+        p.pieces = max(1, min((p.Lk + QKVC_BLOCK - 1) // QKVC_BLOCK, PIECES * p.threads // max(heads, 1)))
+    elif p.tiles * heads < 2 * p.threads:  # narrower tiles, so that every thread has work
         p.tiles = min(p.vectors, (2 * p.threads + heads - 1) // max(heads, 1))
 
 

@@ -18,6 +18,9 @@ ctypedef struct Scratch:
     char *QT         # [D][tile]
     char *O          # [Dv][tile]
     char *S          # [W][tile]
+    char *Q          # few queries
+    char *P          # [QKVC_FEW][W] scores, then weights of few queries, whose output is O as [query][few_width]
+    char *part       # of one block of few queries
     char *bias       # [W][tile], mask and bias of the block, keys down
     char *allowed    # [W][tile], -inf where masked: only for the careful walk
     char *K          # [W][D] and [W][Dv]: copies of blocks that cannot be read in place
@@ -71,13 +74,21 @@ cdef inline void put(const Problem *p, void *x, Py_ssize_t i, double value) noex
 cdef Scratch *scratch_of(const Job *job, int worker) noexcept nogil
 cdef Tile lay_out(const Problem *p, Scratch *s, Py_ssize_t task) noexcept nogil
 cdef void fetch_queries(const Problem *p, Py_ssize_t task) noexcept nogil
+cdef Py_ssize_t query_rows(const Problem *p, Scratch *s, const Tile *t, const void **row) noexcept nogil
 cdef void pack_queries(const Problem *p, Scratch *s, const Tile *t) noexcept nogil
 cdef void start(const Problem *p, Scratch *s) noexcept nogil
 cdef bint look(const Problem *p, Scratch *s, const Tile *t, int64_t index, int *depth, Block *b) noexcept nogil
 cdef void score(const Problem *p, Scratch *s, const Tile *t, const int *depth, const Block *b) noexcept nogil
+cdef void adjust(const Problem *p, Scratch *s, const Tile *t, const int *depth, const Block *b) noexcept nogil
 cdef void note_allowed(const Problem *p, Scratch *s, const Tile *t, const int *depth, const Block *b) noexcept nogil
 cdef void settle(const Problem *p, Scratch *s, const Tile *t, bint want_lse) noexcept nogil
-cdef void store_rows(const Problem *p, Scratch *s, const Tile *t) noexcept nogil
+cdef Py_ssize_t out_rows(const Problem *p, Scratch *s, const Tile *t, void **row) noexcept nogil
+cdef void shorten_rows(const Problem *p, Scratch *s, const Tile *t, void *const *row) noexcept nogil
+cdef void finish(const Problem *p, Scratch *s, const Tile *t) noexcept nogil
+
+# Of few queries: numbers in a row of O, bytes of a block's part.
+cdef Py_ssize_t few_width(const Problem *p) noexcept nogil
+cdef size_t part_bytes(const Problem *p) noexcept nogil
 
 # Bytes of a worker's scratch, laid out in its memory unless that is NULL.
 cdef size_t carve(const Problem *p, char *memory) noexcept nogil

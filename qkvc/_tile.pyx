@@ -8,9 +8,9 @@ from libc.math cimport INFINITY, NAN, exp2, log2
 from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy, memset
 
-from qkvc._kernels cimport QKVC_REAL, Kernels, Task
+from qkvc._kernels cimport QKVC_FEW, QKVC_REAL, Kernels, Task
 from qkvc._plan cimport Plan, Problem, View
-from qkvc._workers cimport Job, hire, perform, share_of, slot
+from qkvc._workers cimport Job, hire, padded, perform, share_of, slot
 
 cdef extern from *:
     """
@@ -109,16 +109,22 @@ cdef void fetch_queries(const Problem *p, Py_ssize_t task) noexcept nogil:
             qkvc_fetch(row + at)
 
 
+cdef Py_ssize_t query_rows(const Problem *p, Scratch *s, const Tile *t, const void **row) noexcept nogil:
+    """The lanes' queries as the set reads them, where they are or widened; and the stride of their columns."""
+    cdef Py_ssize_t i
+    memcpy(row, s.query, sizeof(s.query))
+    if p.query.kind == p.kernels.kind:
+        return p.query.col
+    for i in range(t.vecs * p.kernels.lanes):
+        row[i] = s.rows + i * p.D * p.item
+        p.kernels.gather(s.query[i], 0, p.query.col, p.query.kind, 1, <int>p.D, <char *>row[i])
+    return 1
+
+
 cdef void pack_queries(const Problem *p, Scratch *s, const Tile *t) noexcept nogil:
     """QT <- (scale Q) transposed, in units of log2"""
     cdef const void *row[MAX_TILE]
-    cdef Py_ssize_t col = p.query.col, i
-    memcpy(row, s.query, sizeof(row))
-    if p.query.kind != p.kernels.kind:
-        for i in range(t.vecs * p.kernels.lanes):
-            row[i] = s.rows + i * p.D * p.item
-            p.kernels.gather(s.query[i], 0, col, p.query.kind, 1, <int>p.D, <char *>row[i])
-        col = 1
+    cdef Py_ssize_t col = query_rows(p, s, t, row)
     p.kernels.pack_queries(row, col, <int>p.D, p.scale * p.unit, t.vecs, s.QT)
 
 
@@ -228,10 +234,15 @@ cdef bint shut(const Problem *p, const Scratch *s, const Block *b, int queries) 
 # ------------------------------------------------------------------------------------------------------------------------ the scores
 
 cdef void score(const Problem *p, Scratch *s, const Tile *t, const int *depth, const Block *b) noexcept nogil:
-    """S <- K QT, capped, sloped, biased, and -inf where masked; cheap where a block has nothing of the kind."""
+    """S <- K QT, capped, sloped, biased, and -inf where masked"""
+    p.kernels.scores(b.K, b.K_row, <int>p.D, s.QT, depth, t.vecs, b.V, b.V_row, <int>p.Dv, s.S)
+    adjust(p, s, t, depth, b)
+
+
+cdef void adjust(const Problem *p, Scratch *s, const Tile *t, const int *depth, const Block *b) noexcept nogil:
+    """All that happens to a score before its softmax; cheap where a block has nothing of the kind."""
     cdef const Kernels *kn = p.kernels
     cdef int i
-    kn.scores(b.K, b.K_row, <int>p.D, s.QT, depth, t.vecs, b.V, b.V_row, <int>p.Dv, s.S)
     if p.softcap:
         kn.soften(s.S, p.softcap * p.unit, depth, t.vecs)
     if p.slopes:
@@ -292,18 +303,35 @@ cdef void settle(const Problem *p, Scratch *s, const Tile *t, bint want_lse) noe
             s.lse[i] = (m + log2(l)) * LN_2
 
 
-cdef void store_rows(const Problem *p, Scratch *s, const Tile *t) noexcept nogil:
-    """out <- O factor, through out's strides"""
-    cdef void *row[MAX_TILE]
+cdef Py_ssize_t out_rows(const Problem *p, Scratch *s, const Tile *t, void **row) noexcept nogil:
+    """Where the tile's outputs go as reals, which is out itself unless it keeps 16 bits; and the stride of their columns."""
     cdef Py_ssize_t i
+    memcpy(row, s.out, sizeof(s.out))
     if p.out.kind == QKVC_REAL:
-        p.kernels.store(s.O, <int>p.Dv, s.factor, t.queries, s.out, p.out.col)
-        return
+        return p.out.col
     for i in range(t.queries):
         row[i] = s.rows + i * p.Dv * p.item
-    p.kernels.store(s.O, <int>p.Dv, s.factor, t.queries, row, 1)
-    for i in range(t.queries):
-        p.kernels.shorten(row[i], <int>p.Dv, p.out.kind, s.out[i], p.out.col)
+    return 1
+
+
+cdef void shorten_rows(const Problem *p, Scratch *s, const Tile *t, void *const *row) noexcept nogil:
+    """out <- the rows that `out_rows` gave"""
+    cdef Py_ssize_t i
+    if p.out.kind != QKVC_REAL:
+        for i in range(t.queries):
+            p.kernels.shorten(row[i], <int>p.Dv, p.out.kind, s.out[i], p.out.col)
+
+
+cdef void finish(const Problem *p, Scratch *s, const Tile *t) noexcept nogil:
+    """What out must be multiplied by is in factor; lse is written."""
+    cdef int i
+    settle(p, s, t, p.lse != NULL)
+    if p.head_scale:
+        for i in range(t.queries):
+            put(p, s.factor, i, get(p, s.factor, i) * p.head_scale[s.index[i] // p.Lq])
+    if p.lse:
+        for i in range(t.queries):
+            put(p, p.lse, s.index[i], s.lse[i])
 
 
 # ------------------------------------------------------------------------------------------------------------------ scratch and threads
@@ -312,6 +340,7 @@ cdef size_t carve(const Problem *p, char *memory) noexcept nogil:
     """Lay a worker's Scratch out in its share of the memory, and say how large that is; without memory, only say it.
 
     item [tile (D + Dv + 3 W) + W (1 + D + Dv where copied)] bytes, tile times the larger of D and Dv where query or out have 16 bits,
+    16 (W + D + Dv) where queries are few,
     and some lines: no term in Lq, and none in Lk beyond a block.
     """
     cdef Scratch measured
@@ -319,7 +348,7 @@ cdef size_t carve(const Problem *p, char *memory) noexcept nogil:
     cdef size_t row = p.kernels.lanes * p.kernels.vecs * p.item, keys = min(p.Lk, W) + min(p.Lk, W) % 2, at = 0
     slot(memory, &at, sizeof(Scratch))
     s.QT = slot(memory, &at, row * (p.D + 1))
-    s.O = slot(memory, &at, row * p.Dv)
+    s.O = slot(memory, &at, row * few_width(p))
     s.S = slot(memory, &at, row * keys)
     s.bias = slot(memory, &at, row * keys)
     s.allowed = slot(memory, &at, row * keys)
@@ -327,7 +356,18 @@ cdef size_t carve(const Problem *p, char *memory) noexcept nogil:
     s.K = slot(memory, &at, keys * p.D * p.item if p.copy_key else 0)
     s.V = slot(memory, &at, keys * p.Dv * p.item if p.copy_value else 0)
     s.rows = slot(memory, &at, row * max(p.D, p.Dv) if p.query.kind != QKVC_REAL or p.out.kind != QKVC_REAL else 0)
+    s.Q = slot(memory, &at, p.rows * (p.D + SEGMENT) * p.item if p.pieces else 0)
+    s.P = slot(memory, &at, QKVC_FEW * W * p.item if p.pieces else 0)
+    s.part = slot(memory, &at, part_bytes(p) if p.pieces else 0)
     return at
+
+
+cdef Py_ssize_t few_width(const Problem *p) noexcept nogil:
+    return (p.Dv + p.kernels.lanes - 1) // p.kernels.lanes * p.kernels.lanes
+
+
+cdef size_t part_bytes(const Problem *p) noexcept nogil:
+    return padded(<size_t>((2 * QKVC_FEW + p.rows * few_width(p)) * p.item))
 
 
 cdef Scratch *scratch_of(const Job *job, int worker) noexcept nogil:

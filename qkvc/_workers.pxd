@@ -15,6 +15,7 @@ ctypedef struct Job:
     bint cancelled
 
 # Lay scratch out: `at` grows by bytes, rounded up to whole cache lines.  Without memory only the size is learnt.
+cdef size_t padded(size_t bytes) noexcept nogil
 cdef char *slot(char *memory, size_t *at, size_t bytes) noexcept nogil
 
 # Take memory for so many workers; then run the tasks, each of which gets the job as its context, and give the memory back.

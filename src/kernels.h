@@ -18,6 +18,7 @@
 
 #define QKVC_BLOCK 128 /* keys per block: W of docs/arithmetic.md, measured there */
 #define QKVC_MAX_VECS 3
+#define QKVC_FEW 16 /* most queries of the few_ functions, if a tile holds them */
 
 /* How an array keeps its numbers: as the set's reals, or in 16 bits, which are widened on the way in and rounded on the way out. */
 enum qkvc_kind { QKVC_REAL, QKVC_FLOAT16, QKVC_BFLOAT16 };
@@ -98,6 +99,20 @@ struct qkvc_kernels {
 
     /* rows[lane][c * col] = O[c][lane] * factor[lane] for lane < queries */
     void (*store)(const void *O, int Dv, const void *factor, int queries, void *const *rows, ptrdiff_t col);
+
+    /* Few queries, many keys: S[i * QKVC_BLOCK + j], P in the same place, and O[i * width + c] with width = Dv rounded up to whole vectors.
+     * The same bits as from a tile.  m and l have a number for each query, and memory for whole vectors of them; Q has D rounded up to a
+     * multiple of 16 for each, in few_pack's own order. */
+    void (*few_pack)(const void *const *rows, ptrdiff_t col, int D, double scale, int queries, void *Q);
+    void (*few_scores)(const void *Q, int queries, int D, const void *K, ptrdiff_t row, int n, void *S);
+    void (*few_softmax)(void *S, int queries, int n, void *m_b, void *l_b);
+    void (*few_values)(const void *P, int queries, const void *V, ptrdiff_t row, int Dv, int n, void *O_b);
+
+    /* (m, l, O) takes (m_b, l_b, O_b) in; blocks in ascending order */
+    void (*few_merge)(const void *m_b, const void *l_b, const void *O_b, int queries, int Dv, void *m, void *l, void *O);
+
+    /* rows[i][c * col] = O[i][c] * factor[i]; returns whether all of O was finite */
+    int (*few_store)(const void *O, int Dv, const void *factor, int queries, void *const *rows, ptrdiff_t col);
 
     /* S[j][lane] becomes exp2(S - shift[lane]), 0 where S is -inf */
     void (*weigh)(void *S, const void *shift, const int *depth, int vecs);

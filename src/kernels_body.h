@@ -256,6 +256,8 @@ static void softmax(void *S_, const int *depth, int vecs, void *m_, void *l_, vo
     }
 }
 
+#include "few_body.h"
+
 /* -------------------------------------------------------------------------------------------------------------------- the roof */
 
 static double fma_loop(ptrdiff_t steps, void *sink)
@@ -300,6 +302,12 @@ const struct qkvc_kernels TABLE = {
     .gelu = GELU,
     .norm = norm,
     .turn = turn,
+    .few_pack = few_pack,
+    .few_scores = few_scores,
+    .few_softmax = few_softmax,
+    .few_values = few_values,
+    .few_merge = few_merge,
+    .few_store = few_store,
     .finite = every_finite,
     .store = store,
     .row_max = row_max,

@@ -1,0 +1,160 @@
+"""Few queries against many keys, as in decoding: the tile loop with the roles swapped, and the keys in pieces.
+
+The steps are those of `walk` in _attention.pyx, and so are the bits.  A block's part (m_b, l_b, O_b) depends on nothing before it, so pieces
+of the keys are read by whoever is free, every block's part waits in a place of its own, and who ends last merges them in ascending order
+(docs/arithmetic.md, clause 3).  Flash-Decoding merges pieces, whose rounding would depend on how many there are.
+"""
+
+from libc.math cimport INFINITY
+from libc.stdint cimport int64_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memset
+
+from qkvc._kernels cimport QKVC_FEW, QKVC_MAX_VECS, Kernels, Task
+from qkvc._plan cimport Plan, Problem
+from qkvc._tile cimport (
+    MAX_TILE,
+    Block,
+    Scratch,
+    Tile,
+    W,
+    adjust,
+    few_width,
+    finish,
+    get,
+    lay_out,
+    look,
+    out_rows,
+    part_bytes,
+    put,
+    query_rows,
+    scratch_of,
+    shorten_rows,
+    start,
+    sweep,
+)
+from qkvc._workers cimport Job, interrupted
+
+cdef extern from "fpenv.h" nogil:
+    uint64_t qkvc_fp_enter()
+    void qkvc_fp_leave(uint64_t before)
+
+cdef extern from *:
+    """
+    static int qkvc_count_down(int *left) { return __atomic_sub_fetch(left, 1, __ATOMIC_ACQ_REL); }
+    """
+    int qkvc_count_down(int *left) nogil
+
+ctypedef struct Parts:
+    Task whole          # the same task by `walk`, for when something is not finite
+    char *memory        # [head][block], NULL where each head is one piece
+    int *left           # [head] pieces that are still to come
+    Py_ssize_t blocks   # of a head, at most
+
+# A part, laid out in its memory.
+ctypedef struct Part:
+    char *m
+    char *l
+    char *O
+
+
+cdef inline Part part_at(const Problem *p, char *memory) noexcept nogil:
+    return Part(memory, memory + QKVC_FEW * p.item, memory + 2 * QKVC_FEW * p.item)
+
+
+cdef void read_block(const Problem *p, Scratch *s, const Tile *t, int64_t index, Part b) noexcept nogil:
+    """(m_b, l_b, O_b) of one block of keys"""
+    cdef const Kernels *kn = p.kernels
+    cdef int queries = t.queries, i
+    cdef int[QKVC_MAX_VECS] depth
+    cdef void *row[MAX_TILE]
+    cdef Block block
+    if not look(p, s, t, index, depth, &block):                                   # which keys does any mask let through?
+        for i in range(queries):
+            put(p, b.m, i, -INFINITY)
+            put(p, b.l, i, 0)
+        memset(b.O, 0, <size_t>(queries * few_width(p) * p.item))
+        return
+    kn.few_scores(s.Q, queries, <int>p.D, block.K, block.K_row, block.keys, s.P)   # S <- Q KT
+    if p.softcap or p.slopes or p.has_bias or block.masked or block.clipped:      # by way of a tile, which knows how
+        for i in range(t.vecs * kn.lanes):
+            row[i] = s.P + min(i, queries - 1) * W * p.item
+        for i in range(t.vecs):
+            depth[i] = block.keys
+        kn.pack(<const void *const *>row, 1, block.keys, 1.0, t.vecs, s.S)
+        adjust(p, s, t, depth, &block)
+        kn.store(s.S, block.keys, s.alpha, queries, row, 1)
+    kn.few_softmax(s.P, queries, block.keys, b.m, b.l)                              # P <- exp2(S - m_b)
+    kn.few_values(s.P, queries, block.V, block.V_row, <int>p.Dv, block.keys, b.O)   # O_b <- P V
+
+
+cdef void decode(void *context, Py_ssize_t task, int worker) noexcept nogil:
+    """One task of the pool: a piece of the keys of one (batch item, key head), and the result, if no other piece is missing."""
+    cdef Job *job = <Job *>context
+    cdef const Problem *p = <const Problem *>job.problem
+    cdef const Parts *parts = <const Parts *>job.extra
+    cdef Scratch *s = scratch_of(job, worker)
+    cdef Py_ssize_t head = task // p.pieces, piece = task % p.pieces
+    cdef char *memory = parts.memory + head * parts.blocks * part_bytes(p) if parts.memory else NULL
+    cdef uint64_t environment
+    cdef void *row[MAX_TILE]
+    cdef Py_ssize_t col
+    cdef bint finite
+    cdef int64_t i, n
+    cdef Part b
+    cdef Tile t
+    if job.cancelled:
+        return
+    environment = qkvc_fp_enter()
+    t = lay_out(p, s, head)
+    n = t.blocks - t.block
+    start(p, s)                                                                   # m <- -inf, l <- 0, O <- 0
+    memset(s.O, 0, <size_t>(t.queries * few_width(p) * p.item))
+    for i in range(t.vecs * p.kernels.lanes):
+        put(p, s.alpha, i, 1)
+    col = query_rows(p, s, &t, <const void **>row)
+    p.kernels.few_pack(<const void *const *>row, col, <int>p.D, p.scale * p.unit, t.queries, s.Q)
+    b = part_at(p, s.part)
+    for i in range(n * piece // p.pieces, n * (piece + 1) // p.pieces):
+        if interrupted(job, worker):
+            break
+        if memory:
+            b = part_at(p, memory + i * part_bytes(p))
+        read_block(p, s, &t, t.block + i, b)
+        if not memory:
+            p.kernels.few_merge(b.m, b.l, b.O, t.queries, <int>p.Dv, s.m, s.l, s.O)
+    if not job.cancelled and (not memory or qkvc_count_down(&parts.left[head]) == 0):
+        if memory:
+            for i in range(n):
+                b = part_at(p, memory + i * part_bytes(p))
+                p.kernels.few_merge(b.m, b.l, b.O, t.queries, <int>p.Dv, s.m, s.l, s.O)
+        finish(p, s, &t)
+        col = out_rows(p, s, &t, row)
+        finite = p.kernels.few_store(s.O, <int>p.Dv, s.factor, t.queries, row, col)
+        shorten_rows(p, s, &t, row)
+        for i in range(t.queries):
+            finite = finite and get(p, s.l, i) > 0
+        if not finite:
+            parts.whole(context, head, worker)
+    qkvc_fp_leave(environment)
+
+
+cdef int decode_all(Plan plan, Task whole) except -1:
+    """The whole call.  Parts, where keys are in pieces: item (Dv + 32) bytes for every query and block, and no more than that."""
+    cdef const Problem *p = &plan.problem
+    cdef Py_ssize_t heads = p.batch * p.kv_heads, i
+    cdef Parts parts
+    parts.whole, parts.memory, parts.left, parts.blocks = whole, NULL, NULL, (p.Lk + W - 1) // W
+    try:
+        if p.pieces > 1:
+            parts.memory = <char *>malloc(heads * parts.blocks * part_bytes(p))
+            parts.left = <int *>calloc(heads, sizeof(int))
+            if parts.memory == NULL or parts.left == NULL:
+                raise MemoryError(f"attention: {heads * parts.blocks * part_bytes(p)} bytes for the parts of {parts.blocks} blocks")
+            for i in range(heads):
+                parts.left[i] = <int>p.pieces
+        sweep(plan, decode, heads * p.pieces, &parts)
+    finally:
+        free(parts.memory)
+        free(parts.left)
+    return 0

@@ -1,0 +1,211 @@
+/* Few queries against many keys, as in decoding: the roles are swapped.  Part of kernels_body.h.
+ *
+ * One query would fill one lane of a tile.  So here queries are the numbers that are broadcast, and in the lanes lie keys, then columns:
+ *
+ *     S[i][key] = sum over d of Q[i][d] * KT[d][key]         keys, transposed in registers, a square at a time
+ *     O[i][c]   = sum over j of P[i][j] * V[j][c]            rows of V, which are vectors where they lie
+ *
+ * Rows of S are QKVC_BLOCK numbers long, rows of O the next multiple of LANES after Dv.  Every sum has the tile's order, and so its bits.
+ *
+ * What bounds it is memory.  The hardware fetches ahead of loads in address order, not of the columns of a square: rows are touched first
+ * (one query, 128 MB of K and V, D = 64: 25 GB/s a core against 6).  Where several queries keep the core busy with arithmetic, so that
+ * loads alone no longer run ahead, the rows of the next block are fetched towards L2 meanwhile (8 queries: 13 -> 17 GB/s; with a single
+ * query it would cost a tenth). */
+
+#ifdef QKVC_X86
+#define KEEP(x) __asm__ volatile("" ::"x"(x))
+#elif defined __aarch64__
+#define KEEP(x) __asm__ volatile("" ::"w"(x))
+#else
+#define KEEP(x) (void)(x)
+#endif
+
+enum { FEW_ROWS = VREGS / 4, FEW_VECS = VREGS / 8 }; /* 32 registers: 16 + 8 + 1 in scores, 4 x 4 + 4 + 1 in values */
+
+/* How many rows go together is a constant of the text: a square is transposed, a value loaded, once for all of them. */
+#define ONE_TO_4(rows, DO) switch (rows) { case 1: DO(1); break; case 2: DO(2); break; case 3: DO(3); break; default: DO(4); }
+#if VREGS == 32
+#define ONE_TO_FEW(rows, DO)                                                                                                               \
+    switch (rows) { case 5: DO(5); break; case 6: DO(6); break; case 7: DO(7); break; case 8: DO(8); break; default: ONE_TO_4(rows, DO) }
+#else
+#define ONE_TO_FEW ONE_TO_4
+#endif
+
+static INLINE int whole_vectors(int n) { return (n + LANES - 1) / LANES * LANES; }
+
+/* Load n rows of cols numbers and drop them.  Whole vectors, of which no compiler knows that they are dropped: scalar loads, one a cache
+ * line, run at half the speed. */
+static INLINE void touch(const REAL *x, ptrdiff_t row, int n, int cols)
+{
+    if (row == cols) cols *= n, n = 1;
+    for (int i = 0; i < n; ++i, x += row) {
+        int c = (int)(-(uintptr_t)x % 64 / sizeof(REAL));
+        for (; c + 8 * LANES <= cols; c += 8 * LANES) UNROLL for (int k = 0; k < 8 * LANES; k += LANES) KEEP(v_load(x + c + k));
+        for (; c + LANES <= cols; c += LANES) KEEP(v_load(x + c));
+    }
+}
+
+/* Q[segment of d][query][SEGMENT], zero behind D.  As a panel a query would take a cache line for each d: 98 cycles a key for 91. */
+static void few_pack(const void *const *rows, ptrdiff_t col, int D, double scale, int queries, void *Q_)
+{
+    REAL *Q = Q_;
+    for (int d = 0; d < D; d += SEGMENT)
+        for (int i = 0; i < queries; ++i, Q += SEGMENT)
+            for (int c = 0; c < SEGMENT; ++c) Q[c] = d + c < D ? ((const REAL *)rows[i])[(d + c) * col] * (REAL)scale : 0;
+}
+
+/* S[i] += Q[i] . K of LANES keys, over a segment of d that has n <= SEGMENT numbers. */
+static INLINE void few_scores_segment(const int rows, const REAL *Q, const REAL *const *K, ptrdiff_t d, const int n, REAL *S)
+{
+    vec acc[FEW_ROWS];
+    UNROLL for (int i = 0; i < rows; ++i) acc[i] = v_set1(0);
+    UNROLL for (int s = 0; s < SEGMENT; s += LANES) {
+        vec t[LANES];
+        if (s >= n) break;
+        UNROLL for (int k = 0; k < LANES; ++k) t[k] = s + LANES <= n ? v_load(K[k] + d + s) : v_load_n(K[k] + d + s, n - s);
+        v_transpose(t);
+        UNROLL for (int c = 0; c < LANES; ++c)
+            UNROLL for (int i = 0; i < rows; ++i) acc[i] = v_fma(v_set1(Q[i * SEGMENT + s + c]), t[c], acc[i]);
+    }
+    UNROLL for (int i = 0; i < rows; ++i) v_store(S + i * QKVC_BLOCK, v_add(v_load(S + i * QKVC_BLOCK), acc[i]));
+}
+
+static INLINE void few_scores_keys(const int rows, const REAL *Q, ptrdiff_t next, const REAL *const *K, int D, REAL *S)
+{
+    ptrdiff_t d = 0;
+    UNROLL for (int i = 0; i < rows; ++i) v_store(S + i * QKVC_BLOCK, v_set1(0));
+    for (; d + SEGMENT <= D; d += SEGMENT, Q += next) few_scores_segment(rows, Q, K, d, SEGMENT, S);
+    if (d < D) few_scores_segment(rows, Q, K, d, D - (int)d, S);
+}
+
+static void few_scores(const void *Q_, int queries, int D, const void *K_, ptrdiff_t row, int n, void *S)
+{
+    const REAL *Q = Q_, *K = K_;
+    for (int j = 0; j < n; j += LANES) {
+        const REAL *keys[LANES];
+        const int live = least(LANES, n - j);
+        for (int k = 0; k < LANES; ++k) keys[k] = K + (j + least(k, live - 1)) * row;
+        touch(keys[0], row, live, D);
+        if (queries > 1) fetch_rows(K + (j + QKVC_BLOCK) * row, row, live, D);
+        for (int i = 0; i < queries; i += FEW_ROWS) {
+#define SCORES(rows) few_scores_keys(rows, Q + i * SEGMENT, queries * SEGMENT, keys, D, (REAL *)S + i * QKVC_BLOCK + j)
+            ONE_TO_FEW(least(queries - i, FEW_ROWS), SCORES)
+#undef SCORES
+        }
+    }
+}
+
+/* Along the rows, from nothing.  What lies behind the last key in its vector becomes 0. */
+static void few_softmax(void *S_, int queries, int n, void *m, void *l)
+{
+    for (int i = 0; i < queries; ++i) {
+        REAL *S = (REAL *)S_ + i * QKVC_BLOCK, lane[LANES], mb = -INFINITE, lb = 0;
+        vec top = v_set1(-INFINITE);
+        for (int j = n; j % LANES; ++j) S[j] = -INFINITE;
+        for (int j = 0; j < n; j += LANES) top = v_max(top, v_load(S + j));
+        v_store(lane, top);
+        for (int k = 0; k < LANES; ++k) mb = lane[k] > mb ? lane[k] : mb;
+        const vec shift = v_set1(mb == -INFINITE ? 0 : mb);
+        for (int j = 0; j < n; j += LANES) v_store(S + j, v_exp2(v_sub(v_load(S + j), shift)));
+        for (int j = 0; j < n;) {
+            REAL sum = 0;
+            for (const int end = least(n, j + SEGMENT); j < end; ++j) sum += S[j];
+            lb += sum;
+        }
+        ((REAL *)m)[i] = mb;
+        ((REAL *)l)[i] = lb;
+    }
+}
+
+/* O[i] += P[i] . V over a segment of n keys, in vecs * LANES columns; or in the last `part` of them, if it is not 0. */
+static INLINE void few_values_strip(const int rows, const int vecs, const int part, const REAL *P, const REAL *V, ptrdiff_t row, int n,
+                                    REAL *O, int width)
+{
+    vec acc[4][2 * FEW_VECS];
+    UNROLL for (int i = 0; i < rows; ++i)
+        UNROLL for (int v = 0; v < vecs; ++v) acc[i][v] = v_set1(0);
+    for (int j = 0; j < n; ++j, V += row) {
+        vec b[2 * FEW_VECS];
+        UNROLL for (int v = 0; v < vecs; ++v) b[v] = part ? v_load_n(V, part) : v_load(V + v * LANES);
+        UNROLL for (int i = 0; i < rows; ++i) {
+            vec p = v_set1(P[i * QKVC_BLOCK + j]);
+            UNROLL for (int v = 0; v < vecs; ++v) acc[i][v] = v_fma(b[v], p, acc[i][v]);
+        }
+    }
+    UNROLL for (int i = 0; i < rows; ++i)
+        UNROLL for (int v = 0; v < vecs; ++v) {
+            REAL *o = O + i * width + v * LANES;
+            v_store(o, v_add(v_load(o), acc[i][v]));
+        }
+}
+
+static INLINE void few_values_rows(const int rows, const REAL *P, const REAL *V, ptrdiff_t row, int Dv, int n, REAL *O, int width)
+{
+    int c = 0;
+    if (rows == 1) /* as many chains as hide the FMA's latency */
+        for (; c + 2 * FEW_VECS * LANES <= Dv; c += 2 * FEW_VECS * LANES) few_values_strip(1, 2 * FEW_VECS, 0, P, V + c, row, n, O + c, width);
+    for (; c + FEW_VECS * LANES <= Dv; c += FEW_VECS * LANES) few_values_strip(rows, FEW_VECS, 0, P, V + c, row, n, O + c, width);
+    for (; c + LANES <= Dv; c += LANES) few_values_strip(rows, 1, 0, P, V + c, row, n, O + c, width);
+    if (c < Dv) few_values_strip(rows, 1, Dv - c, P, V + c, row, n, O + c, width);
+}
+
+static void few_values(const void *P_, int queries, const void *V_, ptrdiff_t row, int Dv, int n, void *O_)
+{
+    const REAL *P = P_, *V = V_;
+    REAL *O = O_;
+    const int width = whole_vectors(Dv), strip = (queries == 1 ? 2 : 1) * FEW_VECS * LANES;
+    for (int c = 0; c < queries * width; c += LANES) v_store(O + c, v_set1(0));
+    for (int j = 0; j < n; j += SEGMENT, V += SEGMENT * row) {
+        const int live = least(SEGMENT, n - j);
+        if (Dv > strip) touch(V, row, live, Dv);
+        if (queries > 1) fetch_rows(V + QKVC_BLOCK * row, row, live, Dv);
+        for (int i = 0; i < queries; i += 4) {
+#define VALUES(rows) few_values_rows(rows, P + i * QKVC_BLOCK + j, V, row, Dv, live, O + i * width, width)
+            ONE_TO_4(least(queries - i, 4), VALUES)
+#undef VALUES
+        }
+    }
+}
+
+/* (m, l, O) takes (m_b, l_b, O_b) in, as `softmax` and `values` do it for a tile. */
+static void few_merge(const void *m_b, const void *l_b, const void *O_b, int queries, int Dv, void *m_, void *l_, void *O_)
+{
+    const int width = whole_vectors(Dv);
+    for (int i = 0; i < queries; i += LANES) {
+        REAL *m = (REAL *)m_ + i, *l = (REAL *)l_ + i, a[LANES], b[LANES];
+        const vec before = v_load(m), mb = v_load((const REAL *)m_b + i), now = v_max(before, mb);
+        const vec shift = v_select(v_eq(now, v_set1(-INFINITE)), v_set1(0), now);
+        const vec alpha = v_exp2(v_sub(before, shift)), beta = v_exp2(v_sub(mb, shift));
+        v_store(m, now);
+        v_store(l, v_fma(beta, v_load((const REAL *)l_b + i), v_mul(alpha, v_load(l))));
+        v_store(a, alpha);
+        v_store(b, beta);
+        for (int k = 0; k < least(LANES, queries - i); ++k) {
+            REAL *O = (REAL *)O_ + (i + k) * width;
+            const REAL *part = (const REAL *)O_b + (i + k) * width;
+            for (int c = 0; c < width; c += LANES)
+                v_store(O + c, v_fma(v_set1(b[k]), v_load(part + c), v_mul(v_set1(a[k]), v_load(O + c))));
+        }
+    }
+}
+
+/* rows[i][c * col] = O[i][c] * factor[i], with the fused +0 of `store`; was every number finite? */
+static int few_store(const void *O_, int Dv, const void *factor_, int queries, void *const *rows, ptrdiff_t col)
+{
+    const REAL *O = O_, *factor = factor_;
+    const vec zero = v_set1(0);
+    vec bad = zero;
+    for (int i = 0; i < queries; ++i, O += whole_vectors(Dv))
+        for (int c = 0; c < Dv; c += LANES) {
+            const vec x = v_load(O + c), y = v_fma(x, v_set1(factor[i]), zero);
+            REAL *out = (REAL *)rows[i] + c * col;
+            bad = v_fma(x, zero, bad); /* 0 * x is 0, or NaN where x is not finite */
+            if (col == 1) v_store_n(out, y, least(LANES, Dv - c));
+            else {
+                REAL lane[LANES];
+                v_store(lane, y);
+                for (int k = 0; k < least(LANES, Dv - c); ++k) out[k * col] = lane[k];
+            }
+        }
+    return !v_any(v_ne(bad, bad));
+}
