@@ -1,7 +1,7 @@
 """Few queries against many keys, as in decoding: the tile loop with the roles swapped, and the keys in pieces.
 
-The steps are those of `walk` in _attention.pyx, and so are the bits.  A block's part (m_b, l_b, O_b) depends on nothing before it, so pieces
-of the keys are read by whoever is free, every block's part waits in a place of its own, and who ends last merges them in ascending order
+The steps are those of `walk` in _attention.pyx, and so are the bits.  A block's part (m_b, l_b, O_b) depends on nothing before it.  So
+pieces of the keys are read by whoever is free, every part waits in a place of its own, and who ends last merges them in ascending order
 (docs/arithmetic.md, clause 3).  Flash-Decoding merges pieces, whose rounding would depend on how many there are.
 """
 
