@@ -261,7 +261,7 @@ cdef bint aliases(const Kernels *kernels, const View *view, Py_ssize_t rows, Py_
 cdef bint few(const Problem *p, int threads) noexcept:
     """Are the queries so few that their roles and the keys' are better swapped?"""
     cdef Py_ssize_t heads = p.batch * p.kv_heads, most = FEW
-    if p.value.data == NULL or p.kernels.kind != QKVC_REAL or p.Lk < FEW_KEYS:
+    if p.value.data == NULL or p.Lk < FEW_KEYS:
         return False
     if <double>heads * p.Lk * (p.D + p.Dv) * p.item > BEYOND_CACHES:
         most = FEW_FROM_MEMORY

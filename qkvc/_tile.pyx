@@ -356,7 +356,7 @@ cdef size_t carve(const Problem *p, char *memory) noexcept nogil:
     s.K = slot(memory, &at, keys * p.D * p.item if p.copy_key else 0)
     s.V = slot(memory, &at, keys * p.Dv * p.item if p.copy_value else 0)
     s.rows = slot(memory, &at, row * max(p.D, p.Dv) if p.query.kind != QKVC_REAL or p.out.kind != QKVC_REAL else 0)
-    s.Q = slot(memory, &at, p.rows * (p.D + SEGMENT) * p.item if p.pieces else 0)
+    s.Q = slot(memory, &at, p.rows * (p.D + 2 * SEGMENT) * p.item if p.pieces else 0)
     s.P = slot(memory, &at, QKVC_FEW * W * p.item if p.pieces else 0)
     s.part = slot(memory, &at, part_bytes(p) if p.pieces else 0)
     return at

@@ -95,16 +95,24 @@ static void few_scores(const void *Q_, int queries, int D, const void *K_, ptrdi
     }
 }
 
-/* Along the rows, from nothing.  What lies behind the last key in its vector becomes 0. */
+/* The largest of a row's n scores.  What lies behind them, up to a multiple of `whole`, becomes -inf. */
+static INLINE REAL few_largest(REAL *S, int n, int whole)
+{
+    REAL lane[LANES], largest = -INFINITE;
+    vec top = v_set1(-INFINITE);
+    for (int j = n; j % whole; ++j) S[j] = -INFINITE;
+    for (int j = 0; j < n; j += LANES) top = v_max(top, v_load(S + j));
+    v_store(lane, top);
+    for (int k = 0; k < LANES; ++k) largest = lane[k] > largest ? lane[k] : largest;
+    return largest;
+}
+
+/* Along the rows, from nothing. */
 static void few_softmax(void *S_, int queries, int n, void *m, void *l)
 {
     for (int i = 0; i < queries; ++i) {
-        REAL *S = (REAL *)S_ + i * QKVC_BLOCK, lane[LANES], mb = -INFINITE, lb = 0;
-        vec top = v_set1(-INFINITE);
-        for (int j = n; j % LANES; ++j) S[j] = -INFINITE;
-        for (int j = 0; j < n; j += LANES) top = v_max(top, v_load(S + j));
-        v_store(lane, top);
-        for (int k = 0; k < LANES; ++k) mb = lane[k] > mb ? lane[k] : mb;
+        REAL *S = (REAL *)S_ + i * QKVC_BLOCK, lb = 0;
+        const REAL mb = few_largest(S, n, LANES);
         const vec shift = v_set1(mb == -INFINITE ? 0 : mb);
         for (int j = 0; j < n; j += LANES) v_store(S + j, v_exp2(v_sub(v_load(S + j), shift)));
         for (int j = 0; j < n;) {

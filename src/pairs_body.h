@@ -212,6 +212,8 @@ static void pair_softmax(void *S_, const int *depth, int vecs, void *m_, void *l
     }
 }
 
+#include "few_pairs_body.h"
+
 /* The roof in pairs */
 static double pair_loop(ptrdiff_t steps, void *sink)
 {
@@ -238,6 +240,10 @@ void PAIR_UP(struct qkvc_kernels *set)
     set->scores = pair_scores;
     set->softmax = pair_softmax;
     set->values = pair_values;
+    set->few_pack = few_pack_pairs;
+    set->few_scores = few_pair_scores;
+    set->few_softmax = few_pair_softmax;
+    set->few_values = few_pair_values;
     set->values_selected = pair_values_selected;
     set->fma_loop = pair_loop;
 }

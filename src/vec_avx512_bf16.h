@@ -33,6 +33,9 @@ static INLINE vpairs p_round(vec even, vec odd)
     return (vpairs)_mm512_permutexvar_epi16(by_twos(0, 16), (__m512i)_mm512_cvtne2ps_pbh(odd, even));
 }
 
+/* rounded likewise: the lanes of low, then those of high */
+static INLINE vpairs p_narrow(vec low, vec high) { return (vpairs)_mm512_cvtne2ps_pbh(high, low); }
+
 /* to[i] = (even[i], odd[i]) for i < n <= 2 * LANES; no odd ones: 0 */
 static INLINE void p_zip(const uint16_t *even, const uint16_t *odd, int n, pair *to)
 {

@@ -1,0 +1,116 @@
+/* few_body.h for bfloat16: keys lie in the lanes as pairs of columns, values as pairs of rows.  Part of pairs_body.h.
+ *
+ * One chain of p_dot from nothing for all of D and for all keys of a block, as in a tile, and so the tile's bits. */
+
+enum { PAIRS = LANES }; /* of columns that a square of the transpose takes in */
+
+/* The scale, then Q[PAIRS of columns][query][PAIRS], zero behind D */
+static void few_pack_pairs(const void *const *rows, ptrdiff_t col, int D, double scale, int queries, void *Q_)
+{
+    uint16_t *Q = (uint16_t *)Q_ + 2 * PAIRS;
+    v_store(Q_, v_set1((REAL)scale));
+    for (int d = 0; d < D; d += 2 * PAIRS)
+        for (int i = 0; i < queries; ++i, Q += 2 * PAIRS)
+            for (int c = 0; c < 2 * PAIRS; ++c) Q[c] = d + c < D ? ((const uint16_t *)rows[i])[(d + c) * col] : 0;
+}
+
+static INLINE void few_dot(const int rows, const pair *Q, const uint16_t *const *K, ptrdiff_t d, const int n, vec acc[])
+{
+    vec t[LANES];
+    UNROLL for (int k = 0; k < LANES; ++k) {
+        const REAL *x = (const REAL *)(const void *)(K[k] + d);
+        t[k] = n == PAIRS ? v_load(x) : v_load_n(x, n);
+    }
+    v_transpose(t);
+    UNROLL for (int c = 0; c < PAIRS; ++c)
+        UNROLL for (int i = 0; i < rows; ++i) acc[i] = p_dot(acc[i], (vpairs)t[c], p_set1(Q[i * PAIRS + c]));
+}
+
+static INLINE void few_pair_scores_keys(const int rows, const pair *Q, ptrdiff_t next, vec scale, const uint16_t *const *K, int D, REAL *S)
+{
+    vec acc[FEW_ROWS];
+    ptrdiff_t d = 0;
+    UNROLL for (int i = 0; i < rows; ++i) acc[i] = v_set1(0);
+    for (; d + 2 * PAIRS <= D; d += 2 * PAIRS, Q += next) few_dot(rows, Q, K, d, PAIRS, acc);
+    if (d < D) few_dot(rows, Q, K, d, (D - (int)d + 1) / 2, acc);
+    UNROLL for (int i = 0; i < rows; ++i) v_store(S + i * QKVC_BLOCK, v_mul(acc[i], scale));
+}
+
+static void few_pair_scores(const void *Q_, int queries, int D, const void *K_, ptrdiff_t row, int n, void *S)
+{
+    const pair *Q = (const pair *)Q_ + PAIRS;
+    const uint16_t *K = K_;
+    const vec scale = v_load(Q_);
+    for (int j = 0; j < n; j += LANES) {
+        const uint16_t *keys[LANES];
+        const int live = least(LANES, n - j);
+        for (int k = 0; k < LANES; ++k) keys[k] = K + (j + least(k, live - 1)) * row;
+        touch((const REAL *)(const void *)keys[0], row / 2, live, D / 2);
+        if (queries > 1) fetch_rows((const REAL *)(const void *)(K + (j + QKVC_BLOCK) * row), row / 2, live, D / 2);
+        for (int i = 0; i < queries; i += FEW_ROWS) {
+#define SCORES(rows) few_pair_scores_keys(rows, Q + i * PAIRS, queries * PAIRS, scale, keys, D, (REAL *)S + i * QKVC_BLOCK + j)
+            ONE_TO_FEW(least(queries - i, FEW_ROWS), SCORES)
+#undef SCORES
+        }
+    }
+}
+
+/* P is rounded to pairs, at the start of the scores' rows */
+static void few_pair_softmax(void *S_, int queries, int n, void *m, void *l)
+{
+    const vpairs ones = p_set1(0x3f803f80);
+    for (int i = 0; i < queries; ++i) {
+        REAL *S = (REAL *)S_ + i * QKVC_BLOCK;
+        const REAL mb = few_largest(S, n, 2 * LANES);
+        const vec shift = v_set1(mb == -INFINITE ? 0 : mb);
+        pair *P = (pair *)(void *)S;
+        vec lb = v_set1(0);
+        for (int j = 0; j < n; j += 2 * LANES) {
+            const vec low = v_exp2_short(v_sub(v_load(S + j), shift)), high = v_exp2_short(v_sub(v_load(S + j + LANES), shift));
+            p_store(P + j / 2, p_narrow(low, high));
+        }
+        for (int j = 0; j < n; j += 2) lb = p_dot(lb, p_set1(P[j / 2]), ones);
+        ((REAL *)m)[i] = mb;
+        v_store_n((REAL *)l + i, lb, 1);
+    }
+}
+
+/* O[i] = P[i] . V over a block's pairs of keys */
+static INLINE void few_pair_values_strip(const int rows, const int vecs, const int part, const pair *P, const pair *V, ptrdiff_t row,
+                                         int pairs, REAL *O, int width)
+{
+    vec acc[4][FEW_VECS];
+    UNROLL for (int i = 0; i < rows; ++i)
+        UNROLL for (int v = 0; v < vecs; ++v) acc[i][v] = v_set1(0);
+    for (int j = 0; j < pairs; ++j, V += row) {
+        vpairs b[FEW_VECS];
+        UNROLL for (int v = 0; v < vecs; ++v)
+            b[v] = part ? (vpairs)v_load_n((const REAL *)(const void *)V, part) : p_load(V + v * LANES);
+        UNROLL for (int i = 0; i < rows; ++i) {
+            const vpairs p = p_set1(P[i * QKVC_BLOCK + j]);
+            UNROLL for (int v = 0; v < vecs; ++v) acc[i][v] = p_dot(acc[i][v], b[v], p);
+        }
+    }
+    UNROLL for (int i = 0; i < rows; ++i)
+        UNROLL for (int v = 0; v < vecs; ++v) v_store(O + i * width + v * LANES, acc[i][v]);
+}
+
+static void few_pair_values(const void *P_, int queries, const void *V_, ptrdiff_t row, int Dv, int n, void *O_)
+{
+    const pair *P = P_, *V = V_;
+    REAL *O = O_;
+    const int width = whole_vectors(Dv), pairs = (n + 1) / 2;
+    for (int i = 0; i < queries; i += 4, P += 4 * QKVC_BLOCK, O += 4 * width) {
+        int c = 0;
+#define VALUES(rows, vecs, part) few_pair_values_strip(rows, vecs, part, P, V + c, row, pairs, O + c, width)
+#define ROWS_OF_VALUES(rows)                                                                                                               \
+    do {                                                                                                                                   \
+        for (; c + FEW_VECS * LANES <= Dv; c += FEW_VECS * LANES) VALUES(rows, FEW_VECS, 0);                                               \
+        for (; c + LANES <= Dv; c += LANES) VALUES(rows, 1, 0);                                                                            \
+        if (c < Dv) VALUES(rows, 1, Dv - c);                                                                                               \
+    } while (0)
+        ONE_TO_4(least(queries - i, 4), ROWS_OF_VALUES)
+#undef ROWS_OF_VALUES
+#undef VALUES
+    }
+}
