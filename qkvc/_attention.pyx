@@ -87,12 +87,12 @@ cdef void attend(void *context, Py_ssize_t task, int worker) noexcept nogil:
 
 
 def attend_arrays(query, key, value, mask, bias, causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap, scale, head_scale,
-                  layout, out, num_threads, bint want_lse):
+                  layout, precision, out, num_threads, bint want_lse):
     """(out, lse or None): the whole call, behind qkvc.attention and its relatives."""
     if value is None:
         raise TypeError("attention: value: expected an array, got None")
     cdef Plan plan = make_plan(query, key, value, mask, bias, causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap, scale,
-                               head_scale, layout, out, want_lse, num_threads)
+                               head_scale, layout, out, want_lse, num_threads, None, None, precision)
     cdef Problem *p = &plan.problem
     if plan.out.size or (want_lse and plan.lse.size):
         if p.pieces:

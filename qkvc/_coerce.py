@@ -82,6 +82,21 @@ def as_operands(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any, np.dty
     return given[0], given[1], None if value is None else given[2], dtype
 
 
+def as_precision(precision: Any, dtype: np.dtype[Any], operands: tuple[Any, ...]) -> list[Any]:
+    """Query, key and value rounded to bfloat16, as its bits, so that ml_dtypes need not be there."""
+    if precision != "bf16":
+        raise ValueError(bad("precision", '"bf16" or None', repr(precision)))
+    if dtype == np.float64:
+        raise ValueError(bad("precision", "None where query, key or value is float64", '"bf16"'))
+    return [_bfloat16_bits(x.astype(np.float32, copy=False)) for x in operands]
+
+
+def _bfloat16_bits(x: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """To nearest even; NaN stays NaN."""
+    bits = np.asarray(x, order="C").view(np.uint32)
+    return np.where(np.isnan(x), 0x7FC0, (bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
 def as_mask(x: Any) -> NDArray[np.bool_]:
     array = as_array("mask", x)
     if array.dtype.kind == "f":

@@ -69,7 +69,8 @@ cdef double LANE_OVERHEAD
 # `value` and `out` may be None where only scores are wanted; then nothing is written.
 cdef Plan make_plan(object query, object key, object value, object mask, object bias, object causal, object q_offset, object window,
                     object key_lengths, object alibi_slopes, object sinks, object softcap, object scale, object head_scale, object layout,
-                    object out, bint want_lse, object num_threads, object chosen=*, object rows_in_all=*)
+                    object out, bint want_lse, object num_threads, object chosen=*, object rows_in_all=*,
+                    object precision=*)
 
 # Tiles and threads, anew where the problem was changed after planning.
 cdef void cut(Problem *p, object num_threads) except *

@@ -17,6 +17,7 @@ from qkvc._coerce import (
     as_mask,
     as_operands,
     as_per_head,
+    as_precision,
     as_softcap,
     as_window,
     bad,
@@ -42,7 +43,7 @@ cdef object empty = np.empty
 cdef object FLOAT32 = np.dtype("float32")
 cdef object FLOAT64 = np.dtype("float64")
 cdef object UINT16 = np.dtype("uint16")
-cdef dict KINDS = {"float16": QKVC_FLOAT16, "bfloat16": QKVC_BFLOAT16}
+cdef dict KINDS = {"float16": QKVC_FLOAT16, "bfloat16": QKVC_BFLOAT16, "uint16": QKVC_BFLOAT16}  # whose bits they are: of numbers, float64
 cdef double LOG2_E = 1.4426950408889634
 
 # Widest rows taken: scratch grows with them, and C counts panels with int.
@@ -296,7 +297,8 @@ cdef bint exact(object x) except -1:
 
 cdef Plan make_plan(object query, object key, object value, object mask, object bias, object causal, object q_offset, object window,
                     object key_lengths, object alibi_slopes, object sinks, object softcap, object scale, object head_scale, object layout,
-                    object out, bint want_lse, object num_threads, object chosen=None, object rows_in_all=None):
+                    object out, bint want_lse, object num_threads, object chosen=None, object rows_in_all=None,
+                    object precision=None):
     cdef Plan plan = Plan.__new__(Plan)
     cdef Problem *p = &plan.problem
     cdef Py_buffer *q
@@ -316,10 +318,13 @@ cdef Plan make_plan(object query, object key, object value, object mask, object 
         raise ValueError(bad("layout", '"bhld" or "blhd"', repr(layout)))
     plan.kept = []
     plan.dtype = dtype = FLOAT32
-    plan.plain = exact(query) and exact(key) and (value is None or exact(value))
+    plan.plain = precision is None and exact(query) and exact(key) and (value is None or exact(value))
     if not plan.plain:  # float32 arrays, which are nearly all, need no conversion
         query, key, value, dtype = as_operands(query, key, value)
         plan.dtype = FLOAT64 if dtype == FLOAT64 else FLOAT32
+        if precision is not None:
+            given = query, key, value
+            query, key, value = as_precision(precision, dtype, given)
     p.item = plan.dtype.itemsize
     plan.place("query", query, &q, &p.query)
     plan.place("key", key, &k, &p.key)

@@ -50,6 +50,7 @@ def attention(
     scale: float | None = None,
     head_scale: ArrayLike | None = None,
     layout: Layout = "bhld",
+    precision: Literal["bf16"] | None = None,
     out: NDArray[Any] | None = None,
     num_threads: int | None = None,
 ) -> NDArray[Any]:
@@ -93,6 +94,9 @@ def attention(
         The head's output is multiplied by it: 0 knocks a head out.
     layout : {"bhld", "blhd"}, default "bhld"
         "blhd" reads query, key, value and writes the result as (..., L, H, D); only strides change.
+    precision : {"bf16"}, optional
+        "bf16" rounds query, key and value to bfloat16 first, for speed: the result keeps its dtype and some 8 bits.  Nothing is rounded
+        unless this says so.  Not for float64.
     out : ndarray of the result's dtype, optional
         Where to write the result.  It may not share memory with an input.
     num_threads : int, optional
@@ -145,6 +149,7 @@ def attention(
         scale,
         head_scale,
         layout,
+        precision,
         out,
         num_threads,
         False,
@@ -168,6 +173,7 @@ def attention_with_lse(
     scale: float | None = None,
     head_scale: ArrayLike | None = None,
     layout: Layout = "bhld",
+    precision: Literal["bf16"] | None = None,
     out: NDArray[Any] | None = None,
     num_threads: int | None = None,
 ) -> AttentionOutput:
@@ -179,7 +185,7 @@ def attention_with_lse(
     -------
     out : ndarray
         As from `attention`.
-    lse : ndarray of the same dtype, shape (..., H_q, L_q) in every layout, (L_q,) where all inputs have two axes
+    lse : ndarray of float32, or float64 for float64, shape (..., H_q, L_q) in every layout, (L_q,) where all inputs have two axes
         Natural logarithm; ``-inf`` for a query that may attend to nothing.
     """
     arrays = attend_arrays(
@@ -198,6 +204,7 @@ def attention_with_lse(
         scale,
         head_scale,
         layout,
+        precision,
         out,
         num_threads,
         True,

@@ -51,6 +51,9 @@ TABLE: list[tuple[str, dict[str, Any], Any, tuple[str, ...]]] = [
     # numbers without kernels
     *[(f"query {dtype}", {"query": ones(2, 4, 3, 8, dtype=dtype)}, TypeError, ("query", "float32", "float64", str(np.dtype(dtype))))
       for dtype in ("longdouble", "complex64", "complex128", "float8_e4m3fn")],
+    ("precision unknown", {"precision": "fp8"}, ValueError, ("precision", "bf16", "fp8")),
+    ("precision True", {"precision": True}, ValueError, ("precision", "bf16", "True")),
+    ("precision of float64", {"query": ones(2, 4, 3, 8, dtype="f8"), "precision": "bf16"}, ValueError, ("precision", "float64")),
     # arrays that mean something else
     *[(f"{name} masked", {name: np.ma.masked_invalid(ones(2, 2, 5, 8))}, TypeError, (name, "MaskedArray", "mask"))
       for name in ("query", "key", "value", "mask", "bias")],

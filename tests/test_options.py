@@ -205,6 +205,28 @@ def test_storage_is_not_arithmetic(rng: np.random.Generator, dtypes: tuple[str, 
             assert_same_bits(qkvc.attention(*arrays, causal="bottom-right", out=out), got.out, f"out, {memory}")
 
 
+@pytest.mark.parametrize(
+    "dtypes", [("float32",) * 3, ("float16",) * 3, ("bfloat16",) * 3, ("float32", "float16", "bfloat16")], ids="-".join
+)
+def test_bf16_on_request(isa: str, rng: np.random.Generator, dtypes: tuple[str, ...]) -> None:
+    """precision="bf16" is the call on arrays that were rounded first, ties and NaN too; the result keeps its dtype."""
+    arrays = [x.astype(d) for x, d in zip(operands(rng, (2,), (4, 2), (33, 140), (17, 20)), dtypes, strict=True)]
+    ties = 1 + np.arange(17) / 256
+    arrays[0][0, 0, 0] = ties
+    arrays[0][1, 0, 3, 2] = np.nan
+    rounded = [x.astype("bfloat16") for x in arrays]
+    for place in MEMORY.values():
+        got = qkvc.attention_with_lse(*map(place, arrays), causal="bottom-right", precision="bf16")
+        expected = qkvc.attention_with_lse(*rounded, causal="bottom-right")
+        assert got.out.dtype == result_type(*arrays)
+        np.testing.assert_array_equal(np.isnan(got.lse), np.isnan(expected.lse))
+        np.testing.assert_array_equal(got.lse, expected.lse)
+        if got.out.dtype == np.float32:
+            np.testing.assert_array_equal(got.out.astype("bfloat16").astype(np.float32), expected.out.astype(np.float32))
+    assert np.isnan(got.out[1, 0, 3]).all()
+    assert np.isnan(got.out).sum() == 20
+
+
 @pytest.mark.parametrize("dtype", HALVES)
 def test_every_number_of_16_bits_passes(isa: str, dtype: str) -> None:
     """A query with one key returns its value: each of the 65536 comes out as it went in, -0 as +0, NaN as a NaN.  Products of pairs take
