@@ -50,6 +50,7 @@ setup(
             extension("_decode", []),
             extension("_attention", []),
             extension("_inside", []),
+            extension("_parts", []),
             extension("_describe", []),
             extension("_softmax", []),
             extension("_linear", []),

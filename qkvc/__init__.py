@@ -17,12 +17,12 @@ from qkvc.functional import (
     attention_with_lse,
     concat_heads,
     logsumexp,
-    merge_attention,
     softmax,
     split_heads,
 )
 from qkvc.inside import AttentionStats, attention_scores, attention_stats, attention_weights
 from qkvc.multihead import MultiHeadAttention
+from qkvc.parts import AttentionParts, attention_parts, merge_attention
 from qkvc.rotary import Llama3Scaling, RopeConfig, rope, rotate
 
 __version__ = _version("qkvc")
@@ -32,12 +32,14 @@ if "threadpoolctl" in _sys.modules:
 
 __all__ = [
     "AttentionOutput",
+    "AttentionParts",
     "AttentionStats",
     "Explanation",
     "Llama3Scaling",
     "MultiHeadAttention",
     "RopeConfig",
     "attention",
+    "attention_parts",
     "attention_scores",
     "attention_stats",
     "attention_weights",

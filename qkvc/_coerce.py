@@ -123,19 +123,19 @@ def as_bias(x: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
     return array if array.flags.aligned else array.copy()
 
 
-def as_per_head(name: str, x: Any, shape: tuple[int, ...], endless: bool) -> NDArray[np.float64]:
+def as_per_head(name: str, x: Any, shape: tuple[int, ...], endless: bool, who: str = "attention") -> NDArray[np.float64]:
     """One float64 per batch item and head, a private copy.  `endless` lets -inf pass."""
-    array = as_array(name, x)
+    array = as_array(name, x, who)
     if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
-        raise TypeError(bad(name, "real numbers", str(array.dtype)))
+        raise TypeError(bad(name, "real numbers", str(array.dtype), who))
     private = np.array(array, dtype=np.float64)
     wrong = private[~((np.abs(private) <= _FAR) | (np.isneginf(private) if endless else False))]
     if wrong.size:
-        raise ValueError(bad(name, f"finite numbers up to {_FAR:g}" + (" or -inf" if endless else ""), str(wrong[0])))
+        raise ValueError(bad(name, f"finite numbers up to {_FAR:g}" + (" or -inf" if endless else ""), str(wrong[0]), who))
     try:
         return np.array(np.broadcast_to(private, shape)).reshape(-1)
     except ValueError:
-        raise ValueError(bad(name, f"one number per head, broadcasting to {shape}", shape_text(private))) from None
+        raise ValueError(bad(name, f"one number per head, broadcasting to {shape}", shape_text(private), who)) from None
 
 
 def as_window(x: Any) -> tuple[int, int]:

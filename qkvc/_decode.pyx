@@ -10,11 +10,12 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
-from qkvc._kernels cimport QKVC_FEW, QKVC_MAX_VECS, Kernels, Task
+from qkvc._kernels cimport QKVC_MAX_VECS, Kernels, Task
 from qkvc._plan cimport Plan, Problem
 from qkvc._tile cimport (
     MAX_TILE,
     Block,
+    Part,
     Scratch,
     Tile,
     W,
@@ -25,6 +26,7 @@ from qkvc._tile cimport (
     lay_out,
     look,
     out_rows,
+    part_at,
     part_bytes,
     put,
     query_rows,
@@ -50,16 +52,6 @@ ctypedef struct Parts:
     char *memory        # [head][block], NULL where each head is one piece
     int *left           # [head] pieces that are still to come
     Py_ssize_t blocks   # of a head, at most
-
-# A part, laid out in its memory.
-ctypedef struct Part:
-    char *m
-    char *l
-    char *O
-
-
-cdef inline Part part_at(const Problem *p, char *memory) noexcept nogil:
-    return Part(memory, memory + QKVC_FEW * p.item, memory + 2 * QKVC_FEW * p.item)
 
 
 cdef void read_block(const Problem *p, Scratch *s, const Tile *t, int64_t index, Part b) noexcept nogil:

@@ -12,7 +12,7 @@ import numpy as np
 from qkvc._coerce import as_real, bad, shape_text
 
 from qkvc._kernels cimport QKVC_MAX_VECS
-from qkvc._plan cimport Plan, Problem, cut, make_plan
+from qkvc._plan cimport Plan, Problem, cut, data_of, make_plan
 from qkvc._tile cimport (
     Block,
     Scratch,
@@ -111,10 +111,6 @@ cdef void write_rows(void *context, Py_ssize_t task, int worker) noexcept nogil:
                 p.kernels.weigh(s.S, s.m, depth, t.vecs)
             write_block(p, s, &t, depth, &b, to)
     qkvc_fp_leave(environment)
-
-
-cdef char *data_of(object array) except? NULL:
-    return <char *><size_t>array.ctypes.data if array.size else NULL
 
 
 def score_matrix(query, key, str stage, mask, bias, causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap, scale, layout,

@@ -46,6 +46,7 @@ ctypedef struct Problem:
     Py_ssize_t tiles          # tiles per (batch item, key head)
     Py_ssize_t pieces         # of the keys of each, where queries are so few that the roles are swapped; 0: they are not
     bint copy_key, copy_value
+    bint apart                # blocks are not merged: every one has a place of its own in out, which has an axis more, the first
     int threads
     char *lse                 # reals (batch, heads, Lq), contiguous, or NULL
 
@@ -63,6 +64,10 @@ cdef class Plan:
     cdef tuple batch_shape(self)
 
 
+# Where an array's numbers lie.
+cdef inline char *data_of(object array) except? NULL:
+    return <char *><size_t>array.ctypes.data if array.size else NULL
+
 # What a lane costs beside its flops, in flops of the same time for each of D + Dv.
 cdef double LANE_OVERHEAD
 
@@ -70,7 +75,7 @@ cdef double LANE_OVERHEAD
 cdef Plan make_plan(object query, object key, object value, object mask, object bias, object causal, object q_offset, object window,
                     object key_lengths, object alibi_slopes, object sinks, object softcap, object scale, object head_scale, object layout,
                     object out, bint want_lse, object num_threads, object chosen=*, object rows_in_all=*,
-                    object precision=*)
+                    object precision=*, bint apart=*)
 
 # Tiles and threads, anew where the problem was changed after planning.
 cdef void cut(Problem *p, object num_threads) except *

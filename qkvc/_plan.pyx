@@ -262,7 +262,7 @@ cdef bint aliases(const Kernels *kernels, const View *view, Py_ssize_t rows, Py_
 cdef bint few(const Problem *p, int threads) noexcept:
     """Are the queries so few that their roles and the keys' are better swapped?"""
     cdef Py_ssize_t heads = p.batch * p.kv_heads, most = FEW
-    if p.value.data == NULL or p.Lk < FEW_KEYS:
+    if p.value.data == NULL or p.apart or p.Lk < FEW_KEYS:
         return False
     if <double>heads * p.Lk * (p.D + p.Dv) * p.item > BEYOND_CACHES:
         most = FEW_FROM_MEMORY
@@ -298,7 +298,7 @@ cdef bint exact(object x) except -1:
 cdef Plan make_plan(object query, object key, object value, object mask, object bias, object causal, object q_offset, object window,
                     object key_lengths, object alibi_slopes, object sinks, object softcap, object scale, object head_scale, object layout,
                     object out, bint want_lse, object num_threads, object chosen=None, object rows_in_all=None,
-                    object precision=None):
+                    object precision=None, bint apart=False):
     cdef Plan plan = Plan.__new__(Plan)
     cdef Problem *p = &plan.problem
     cdef Py_buffer *q
@@ -378,6 +378,7 @@ cdef Plan make_plan(object query, object key, object value, object mask, object 
     positions(plan, causal, q_offset, window, key_lengths, alibi_slopes is not None, rows_in_all)
     if chosen is not None:
         p.chosen = kept_integers(plan, chosen)
+    p.apart = apart
     cut(p, num_threads)
 
     flat = q.ndim == 2 and k.ndim == 2 and (v == NULL or v.ndim == 2)
@@ -387,6 +388,8 @@ cdef Plan make_plan(object query, object key, object value, object mask, object 
             shape = (p.Lq, p.Dv)
         else:
             shape = (*batch, p.heads, p.Lq, p.Dv) if row == 2 else (*batch, p.Lq, p.heads, p.Dv)
+        if apart:
+            shape, dtype = ((p.Lk + QKVC_BLOCK - 1) // QKVC_BLOCK, *shape), plan.dtype
         if out is None:
             plan.out = empty(shape, dtype)
         else:

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t, uint8_t
 
-from qkvc._kernels cimport QKVC_BLOCK, Task
+from qkvc._kernels cimport QKVC_BLOCK, QKVC_FEW, Task
 from qkvc._plan cimport Plan, Problem
 from qkvc._workers cimport Job
 
@@ -58,6 +58,12 @@ ctypedef struct Block:
     const char *V
     Py_ssize_t K_row, V_row
 
+# A block's part for few queries, laid out in its memory.
+ctypedef struct Part:
+    char *m
+    char *l
+    char *O            # [query][few_width]
+
 
 cdef inline double get(const Problem *p, const void *x, Py_ssize_t i) noexcept nogil:
     return (<const float *>x)[i] if p.item == sizeof(float) else (<const double *>x)[i]
@@ -86,7 +92,11 @@ cdef Py_ssize_t out_rows(const Problem *p, Scratch *s, const Tile *t, void **row
 cdef void shorten_rows(const Problem *p, Scratch *s, const Tile *t, void *const *row) noexcept nogil
 cdef void finish(const Problem *p, Scratch *s, const Tile *t) noexcept nogil
 
-# Of few queries: numbers in a row of O, bytes of a block's part.
+# Of few queries: where a block's part lies, numbers in a row of its O, its bytes.
+cdef inline Part part_at(const Problem *p, char *memory) noexcept nogil:
+    return Part(memory, memory + QKVC_FEW * p.item, memory + 2 * QKVC_FEW * p.item)
+
+
 cdef Py_ssize_t few_width(const Problem *p) noexcept nogil
 cdef size_t part_bytes(const Problem *p) noexcept nogil
 

@@ -12,12 +12,10 @@ except ImportError:  # NumPy 1.26
     from numpy.core.numeric import normalize_axis_tuple  # type: ignore[no-redef]
 
 from qkvc._attention import attend_arrays
-from qkvc._coerce import as_real, bad, check_out
+from qkvc._coerce import as_real, check_out
 from qkvc._softmax import logsumexp_rows, softmax_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import ArrayLike, NDArray
 
     Causal = bool | Literal["top-left", "bottom-right"]
@@ -212,70 +210,6 @@ def attention_with_lse(
     return AttentionOutput(*arrays)
 
 
-def merge_attention(outs: Sequence[ArrayLike], lses: Sequence[ArrayLike], *, layout: Layout = "bhld") -> AttentionOutput:
-    """Attention over all keys, from attention over parts of them.
-
-    Parameters
-    ----------
-    outs : sequence of array_like of float, each (..., H, L, Dv), in layout "blhd" (..., L, H, Dv), or (L, Dv)
-        What `attention_with_lse` returned as `out` for the parts.
-    lses : sequence of array_like of float, each (..., H, L) in every layout, or (L,)
-        What it returned as `lse`; give `sinks` to one of the parts at most.
-    layout : {"bhld", "blhd"}, default "bhld"
-
-    Returns
-    -------
-    AttentionOutput
-        As from one call over all keys, in the parts' common dtype.
-
-    Raises
-    ------
-    ValueError
-        No parts, unlike numbers of `outs` and `lses`, or shapes that do not belong together.
-    TypeError
-        Parts that are not float32 or float64.
-
-    Notes
-    -----
-    ``lse = ln sum_i exp(lse_i)`` and ``out = sum_i exp(lse_i - lse) out_i``, in float64 and rounded once.  The parts have been rounded
-    already, so the result agrees with the whole to rounding, not to the bit; parts of lse -inf change no bit.
-
-    References
-    ----------
-    Dao et al., "FlashAttention" (2022), section 3.1, for the rule; Hong et al., "FlashDecoding++" (2023), for its use.
-    """
-    who = "merge_attention"
-    if layout not in ("bhld", "blhd"):
-        raise ValueError(bad("layout", '"bhld" or "blhd"', repr(layout), who))
-    parts = [as_real(f"outs[{i}]", x, who) for i, x in enumerate(outs)]
-    sums = [as_real(f"lses[{i}]", x, who) for i, x in enumerate(lses)]
-    if not parts or len(parts) != len(sums):
-        raise ValueError(bad("outs", "at least one part, and as many as in lses", f"{len(parts)}, and {len(sums)} in lses", who))
-    dtype = np.result_type(*parts, *sums)
-    flat = parts[0].ndim == 2
-    if parts[0].ndim < 2:
-        raise ValueError(bad("outs[0]", "an array (..., heads, length, dim) of 2 axes or more", f"shape {parts[0].shape}", who))
-    rows = parts[0].shape[:-1]
-    rows = rows if flat or layout == "bhld" else (*rows[:-2], rows[-1], rows[-2])
-    for i, (part, total) in enumerate(zip(parts, sums, strict=True)):
-        if part.shape != parts[0].shape:
-            raise ValueError(bad(f"outs[{i}]", f"shape {parts[0].shape}, as of outs[0]", f"shape {part.shape}", who))
-        if total.shape != rows:
-            raise ValueError(bad(f"lses[{i}]", f"shape {rows}", f"shape {total.shape}", who))
-    each = np.stack(sums).astype(np.float64)
-    largest = each.max(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        shares = np.exp(each - np.where(np.isinf(largest), 0, largest))
-        total = shares.sum(axis=0)
-        lse = np.where(np.isinf(largest), largest, largest + np.log(total))
-        shares /= np.where(total == 0, 1, total)
-    shares = shares if flat or layout == "bhld" else np.swapaxes(shares, -1, -2)
-    out = np.zeros(parts[0].shape)
-    for part, share in zip(parts, shares, strict=True):
-        out += np.where(share[..., np.newaxis] == 0, 0, share[..., np.newaxis] * part)
-    return AttentionOutput(out.astype(dtype), lse.astype(dtype))
-
-
 def _rows(who: str, x: ArrayLike, axis: Axis) -> tuple[NDArray[Any], tuple[int, ...]]:
     """x with `axis` moved behind the others, in rows of memory, and the axes that were moved."""
     array = as_real("x", x, who)
@@ -424,7 +358,6 @@ __all__ = [
     "attention_with_lse",
     "concat_heads",
     "logsumexp",
-    "merge_attention",
     "softmax",
     "split_heads",
 ]

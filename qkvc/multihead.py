@@ -11,8 +11,9 @@ from qkvc._coerce import FARTHEST, as_array, as_integers, as_positions, bad, che
 from qkvc._linear import project
 from qkvc._rotary import turn
 from qkvc._weights import WHO, Weights
-from qkvc.functional import AttentionOutput, attention, attention_with_lse, merge_attention
+from qkvc.functional import AttentionOutput, attention, attention_with_lse
 from qkvc.inside import attention_weights
+from qkvc.parts import merge_attention
 from qkvc.rotary import turns
 
 if TYPE_CHECKING:
