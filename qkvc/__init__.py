@@ -8,6 +8,7 @@ import sys as _sys
 from importlib import import_module as _import_module
 from importlib.metadata import version as _version
 
+from qkvc.cache import KVCache
 from qkvc.config import get_num_threads, kernels, set_num_threads, show_config, use_kernels
 from qkvc.doors import dot_product_attention, scaled_dot_product_attention
 from qkvc.explanation import Explanation, explain
@@ -35,6 +36,7 @@ __all__ = [
     "AttentionParts",
     "AttentionStats",
     "Explanation",
+    "KVCache",
     "Llama3Scaling",
     "MultiHeadAttention",
     "RopeConfig",

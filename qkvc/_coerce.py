@@ -50,11 +50,12 @@ def as_real(name: str, x: Any, who: str = "attention") -> NDArray[Any]:
 def as_operand(name: str, x: Any, who: str = "attention") -> NDArray[Any]:
     """As `as_real`, and float16 and bfloat16 too, which ml_dtypes defines: known by name, so that nobody needs it who has none of them."""
     array = as_array(name, x, who)
-    if array.dtype.name == "bfloat16":
+    kind, size = array.dtype.kind, array.dtype.itemsize
+    if kind == "f" and size <= 8:
+        return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+    if array.dtype.type.__name__ == "bfloat16":  # the type's name: a dtype's takes NumPy 3 us to find
         return array
-    if array.dtype.name == "float16":
-        return array if array.dtype.isnative else array.astype(np.float16)
-    if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
+    if kind not in "fiub" or size > 8:
         raise TypeError(bad(name, "float64, float32, float16 or bfloat16, integers or bools", str(array.dtype), who))
     return as_real(name, array, who)
 

@@ -76,7 +76,7 @@ cdef class Plan:
         """Take the array's buffer for the life of the plan."""
         cdef Py_buffer *buffer = &self.buffers[self.held]
         if not self.plain:
-            view.kind = KINDS.get(array.dtype.name, QKVC_REAL)
+            view.kind = QKVC_REAL if array.dtype.itemsize != 2 else QKVC_FLOAT16 if array.dtype.kind == "f" else QKVC_BFLOAT16
             if view.kind == QKVC_BFLOAT16:  # a dtype of another package has no buffer that is known
                 array = array.view(UINT16)
         PyObject_GetBuffer(array, buffer, PyBUF_STRIDES | PyBUF_WRITABLE if writable else PyBUF_STRIDES)
@@ -292,7 +292,7 @@ cdef void cut(Problem *p, object num_threads) except *:
 
 
 cdef bint exact(object x) except -1:
-    return type(x) is ndarray and x.dtype is FLOAT32
+    return type(x) is ndarray and x.dtype == FLOAT32  # which need not be the same object, as after pickle
 
 
 cdef Plan make_plan(object query, object key, object value, object mask, object bias, object causal, object q_offset, object window,
