@@ -11,6 +11,7 @@ from qkvc._coerce import FARTHEST, as_array, as_integers, as_positions, bad, che
 from qkvc._linear import project
 from qkvc._rotary import turn
 from qkvc._weights import WHO, Weights
+from qkvc.cache import KVCache
 from qkvc.functional import AttentionOutput, attention, attention_with_lse
 from qkvc.inside import attention_weights
 from qkvc.parts import merge_attention
@@ -154,6 +155,7 @@ class MultiHeadAttention(Weights):
         *,
         positions: ArrayLike | None = None,
         key_positions: ArrayLike | None = None,
+        cache: KVCache | None = None,
         out: Array | None = None,
         num_threads: int | None = None,
         **options: Any,
@@ -172,6 +174,10 @@ class MultiHeadAttention(Weights):
             Where queries and keys stand for `rope`, as of `qkvc.rope`: the first token, or each, (..., L) and (..., S).  By default key j
             stands at j, and query i where `q_offset` or ``causal="bottom-right"`` puts it, else at i; in self-attention `positions` holds
             for the keys too.  Masks do not ask for them.
+        cache : KVCache, optional
+            Of self-attention: the tokens' keys, rotated, and values are appended, and each token attends to what was before it and itself,
+            as ``causal=True`` has it for all of them at once.  `query` is (batch, L, E), `positions` follow its `lengths`, and options are
+            those of `KVCache.attend`, `counts` among them.  A layer with an extra key takes none.
         out : ndarray, shape (..., L, E), optional
             Where to write the result.  It may not share memory with an input.
         num_threads : int, optional
@@ -196,8 +202,8 @@ class MultiHeadAttention(Weights):
             batch = np.broadcast_shapes(*(x.shape[:-2] for x in inputs))
             named = dict(zip(("query", "key", "value"), inputs, strict=True))
             check_out(out, (*batch, *inputs[0].shape[-2:]), named, WHO, self.dtype)
-        projected = self._placed(inputs, positions, key_positions, num_threads, self._checked(options, attention))
-        return self._output(self._attend(projected, num_threads, options), out, num_threads)
+        heads = self._heads_of(inputs, positions, key_positions, cache, num_threads, options)
+        return self._output(heads, out, num_threads)
 
     def heads(
         self,
@@ -207,13 +213,13 @@ class MultiHeadAttention(Weights):
         *,
         positions: ArrayLike | None = None,
         key_positions: ArrayLike | None = None,
+        cache: KVCache | None = None,
         num_threads: int | None = None,
         **options: Any,
     ) -> Array:
         """What each head brings back, before W_O: (..., H, L, D).  Arguments as of a call; `concat_heads` of it is a view."""
-        inputs, options = self._inputs(query, key, value), self._checked(options, attention)
-        projected = self._placed(inputs, positions, key_positions, num_threads, options)
-        return self._attend(projected, num_threads, options).swapaxes(-3, -2)
+        inputs = self._inputs(query, key, value)
+        return self._heads_of(inputs, positions, key_positions, cache, num_threads, options).swapaxes(-3, -2)
 
     def contributions(
         self,
@@ -223,6 +229,7 @@ class MultiHeadAttention(Weights):
         *,
         positions: ArrayLike | None = None,
         key_positions: ArrayLike | None = None,
+        cache: KVCache | None = None,
         num_threads: int | None = None,
         **options: Any,
     ) -> Array:
@@ -231,7 +238,7 @@ class MultiHeadAttention(Weights):
         Arguments as of a call.
         """
         where = {"positions": positions, "key_positions": key_positions}
-        heads = self.heads(query, key, value, **where, num_threads=num_threads, **options)
+        heads = self.heads(query, key, value, **where, cache=cache, num_threads=num_threads, **options)
         result = np.empty((*heads.shape[:-1], self.embed_dim), self.dtype)
         for h, weight in enumerate(self.W_O):
             project(heads[..., h, :, :], weight, None, result[..., h, :, :], num_threads)
@@ -387,6 +394,42 @@ class MultiHeadAttention(Weights):
         if unknown := options.keys() - allowed:
             raise TypeError(bad("options", f"some of {', '.join(sorted(allowed))}", ", ".join(sorted(unknown)), WHO))
         return options
+
+    def _heads_of(
+        self,
+        inputs: list[Array],
+        positions: Any,
+        key_positions: Any,
+        cache: KVCache | None,
+        num_threads: int | None,
+        options: dict[str, Any],
+    ) -> Array:
+        """What the heads bring back, (..., L, H, D)."""
+        if cache is None:
+            projected = self._placed(inputs, positions, key_positions, num_threads, self._checked(options, attention))
+            return self._attend(projected, num_threads, options)
+        counts = options.pop("counts", None)
+        self._fits(cache, inputs, key_positions)
+        if self.rope is not None and positions is None:
+            lengths = cache.lengths
+            even = (lengths == lengths[0]).all()
+            positions = int(lengths[0]) if even else lengths[:, np.newaxis] + np.arange(inputs[0].shape[1])
+        q, k, v = self._placed(inputs, positions, None, num_threads, self._checked(options, attention))
+        return cache.attend(q, k, v, counts=counts, layout="blhd", num_threads=num_threads, **options)
+
+    def _fits(self, cache: Any, inputs: list[Array], key_positions: Any) -> None:
+        if not isinstance(cache, KVCache):
+            raise TypeError(bad("cache", "a qkvc.KVCache", type(cache).__name__, WHO))
+        if self.extra_key is not None:
+            raise TypeError(bad("cache", "None, as the extra key has no place in it", "a KVCache", WHO))
+        if len({id(x) for x in inputs}) > 1 or key_positions is not None:
+            name = "key" if key_positions is None else "key_positions"
+            raise TypeError(bad(name, "None, as with a cache a layer attends to the tokens of query", "an argument that nothing uses", WHO))
+        if (sizes := (cache.kv_heads, cache.head_dim, cache.v_head_dim)) != (self.num_kv_heads, self.head_dim, self.head_dim):
+            raise ValueError(bad("cache", f"{self.num_kv_heads} heads of {self.head_dim}", f"{sizes[0]} of {sizes[1]} and {sizes[2]}", WHO))
+        if inputs[0].shape[:-2] != (cache.batch,):
+            wanted = f"shape ({cache.batch}, length, {self.embed_dim}), the batch being the cache's"
+            raise ValueError(bad("query", wanted, shape_text(inputs[0]), WHO))
 
     def _attend(self, projected: list[Array], num_threads: int | None, options: dict[str, Any]) -> Array:
         """What the heads bring back, (..., L, H, D)."""
