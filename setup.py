@@ -45,6 +45,7 @@ setup(
         [
             extension("_kernels", sorted(glob("src/*.c"))),
             extension("_workers", []),
+            extension("_cut", []),
             extension("_plan", []),
             extension("_tile", []),
             extension("_decode", []),

@@ -25,6 +25,7 @@ from qkvc.inside import AttentionStats, attention_scores, attention_stats, atten
 from qkvc.multihead import MultiHeadAttention
 from qkvc.parts import AttentionParts, attention_parts, merge_attention
 from qkvc.rotary import Llama3Scaling, RopeConfig, rope, rotate
+from qkvc.varlen import attention_varlen, attention_varlen_with_lse
 
 __version__ = _version("qkvc")
 
@@ -44,6 +45,8 @@ __all__ = [
     "attention_parts",
     "attention_scores",
     "attention_stats",
+    "attention_varlen",
+    "attention_varlen_with_lse",
     "attention_weights",
     "attention_with_lse",
     "concat_heads",

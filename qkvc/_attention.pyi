@@ -23,6 +23,7 @@ def attend_arrays(
     out: Any,
     num_threads: Any,
     want_lse: Literal[False],
+    starts: Any = None,
 ) -> NDArray[Any]: ...
 @overload
 def attend_arrays(
@@ -45,4 +46,5 @@ def attend_arrays(
     out: Any,
     num_threads: Any,
     want_lse: Literal[True],
+    starts: Any = None,
 ) -> tuple[NDArray[Any], NDArray[Any]]: ...

@@ -87,16 +87,16 @@ cdef void attend(void *context, Py_ssize_t task, int worker) noexcept nogil:
 
 
 def attend_arrays(query, key, value, mask, bias, causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap, scale, head_scale,
-                  layout, precision, out, num_threads, bint want_lse):
-    """(out, lse or None): the whole call, behind qkvc.attention and its relatives."""
+                  layout, precision, out, num_threads, bint want_lse, starts=None):
+    """(out, lse or None): the whole call, behind qkvc.attention and its relatives; `starts` of a ragged batch's queries and keys."""
     if value is None:
         raise TypeError("attention: value: expected an array, got None")
     cdef Plan plan = make_plan(query, key, value, mask, bias, causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap, scale,
-                               head_scale, layout, out, want_lse, num_threads, None, None, precision)
-    cdef Problem *p = &plan.problem
+                               head_scale, layout, out, want_lse, num_threads, None, None, precision, False, starts)
+    cdef const Problem *p = &plan.problem
     if plan.out.size or (want_lse and plan.lse.size):
         if p.pieces:
             decode_all(plan, attend)
         else:
-            sweep(plan, attend, p.batch * p.kv_heads * p.tiles, NULL)
+            sweep(plan, attend, p.tasks, NULL)
     return (plan.out, plan.lse) if want_lse else plan.out

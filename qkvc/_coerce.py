@@ -179,6 +179,20 @@ def as_integers(name: str, x: Any, shape: tuple[int, ...], low: int, high: int) 
         raise ValueError(bad(name, f"one integer, or integers that broadcast to the batch {shape}", shape_text(private))) from None
 
 
+def as_starts(name: str, x: Any, rows: int) -> NDArray[np.int64]:
+    """Where each sequence of a ragged batch starts among all rows, and the end of the last, a private copy."""
+    starts = integers_within(name, x, 0, rows)
+    wanted = f"integers that ascend from 0 to {rows}, the number of rows"
+    if starts.ndim != 1 or not starts.size:
+        raise ValueError(bad(name, wanted, shape_text(starts)))
+    falls = np.flatnonzero(starts[1:] < starts[:-1])
+    if falls.size:
+        raise ValueError(bad(name, wanted, f"{starts[falls[0] + 1]} behind {starts[falls[0]]}"))
+    if starts[0] != 0 or starts[-1] != rows:
+        raise ValueError(bad(name, wanted, f"{starts[0]} to {starts[-1]}"))
+    return starts
+
+
 def as_positions(name: str, x: Any, batch: tuple[int, ...], length: int, who: str) -> NDArray[np.int64]:
     """One integer per token, on leading axes that broadcast to the batch; of one integer alone, the first token's, the others follow."""
     if type(x) is int and abs(x) <= FARTHEST:  # what every layer asks at every step of decoding: 0.4 us for 11

@@ -21,6 +21,7 @@ from qkvc._tile cimport (
     W,
     adjust,
     few_width,
+    find,
     finish,
     get,
     lay_out,
@@ -43,15 +44,14 @@ cdef extern from "fpenv.h" nogil:
 
 cdef extern from *:
     """
-    static int qkvc_count_down(int *left) { return __atomic_sub_fetch(left, 1, __ATOMIC_ACQ_REL); }
+    static int qkvc_count_up(int *done) { return __atomic_add_fetch(done, 1, __ATOMIC_ACQ_REL); }
     """
-    int qkvc_count_down(int *left) nogil
+    int qkvc_count_up(int *done) nogil
 
 ctypedef struct Parts:
-    Task whole          # the same task by `walk`, for when something is not finite
-    char *memory        # [head][block], NULL where each head is one piece
-    int *left           # [head] pieces that are still to come
-    Py_ssize_t blocks   # of a head, at most
+    Task whole          # the same task by `walk`: a tile, or for when something is not finite
+    char *memory        # [key head][block of all batch items whose keys are in pieces]
+    int *done           # [batch item][key head] pieces
 
 
 cdef void read_block(const Problem *p, Scratch *s, const Tile *t, int64_t index, Part b) noexcept nogil:
@@ -86,8 +86,7 @@ cdef void decode(void *context, Py_ssize_t task, int worker) noexcept nogil:
     cdef const Problem *p = <const Problem *>job.problem
     cdef const Parts *parts = <const Parts *>job.extra
     cdef Scratch *s = scratch_of(job, worker)
-    cdef Py_ssize_t head = task // p.pieces, piece = task % p.pieces
-    cdef char *memory = parts.memory + head * parts.blocks * part_bytes(p) if parts.memory else NULL
+    cdef char *memory = NULL
     cdef uint64_t environment
     cdef void *row[MAX_TILE]
     cdef Py_ssize_t col
@@ -97,9 +96,14 @@ cdef void decode(void *context, Py_ssize_t task, int worker) noexcept nogil:
     cdef Tile t
     if job.cancelled:
         return
+    if not find(p, task).few:
+        parts.whole(context, task, worker)
+        return
     environment = qkvc_fp_enter()
-    t = lay_out(p, s, head)
+    t = lay_out(p, s, task)
     n = t.blocks - t.block
+    if t.shares > 1:
+        memory = parts.memory + t.part * part_bytes(p)
     start(p, s)                                                                   # m <- -inf, l <- 0, O <- 0
     memset(s.O, 0, <size_t>(t.queries * few_width(p) * p.item))
     for i in range(t.vecs * p.kernels.lanes):
@@ -107,7 +111,7 @@ cdef void decode(void *context, Py_ssize_t task, int worker) noexcept nogil:
     col = query_rows(p, s, &t, <const void **>row)
     p.kernels.few_pack(<const void *const *>row, col, <int>p.D, p.scale * p.unit, t.queries, s.Q)
     b = part_at(p, s.part)
-    for i in range(n * piece // p.pieces, n * (piece + 1) // p.pieces):
+    for i in range(n * t.share // t.shares, n * (t.share + 1) // t.shares):
         if interrupted(job, worker):
             break
         if memory:
@@ -115,7 +119,7 @@ cdef void decode(void *context, Py_ssize_t task, int worker) noexcept nogil:
         read_block(p, s, &t, t.block + i, b)
         if not memory:
             p.kernels.few_merge(b.m, b.l, b.O, t.queries, <int>p.Dv, s.m, s.l, s.O)
-    if not job.cancelled and (not memory or qkvc_count_down(&parts.left[head]) == 0):
+    if not job.cancelled and (not memory or qkvc_count_up(&parts.done[t.batch * p.kv_heads + t.kv_head]) == t.shares):
         if memory:
             for i in range(n):
                 b = part_at(p, memory + i * part_bytes(p))
@@ -127,26 +131,24 @@ cdef void decode(void *context, Py_ssize_t task, int worker) noexcept nogil:
         for i in range(t.queries):
             finite = finite and get(p, s.l, i) > 0
         if not finite:
-            parts.whole(context, head, worker)
+            parts.whole(context, task, worker)
     qkvc_fp_leave(environment)
 
 
 cdef int decode_all(Plan plan, Task whole) except -1:
     """The whole call.  Parts, where keys are in pieces: item (Dv + 32) bytes for every query and block, and no more than that."""
     cdef const Problem *p = &plan.problem
-    cdef Py_ssize_t heads = p.batch * p.kv_heads, i
+    cdef Py_ssize_t blocks = p.kv_heads * p.blocks
     cdef Parts parts
-    parts.whole, parts.memory, parts.left, parts.blocks = whole, NULL, NULL, (p.Lk + W - 1) // W
+    parts.whole, parts.memory, parts.done = whole, NULL, NULL
     try:
-        if p.pieces > 1:
-            parts.memory = <char *>malloc(heads * parts.blocks * part_bytes(p))
-            parts.left = <int *>calloc(heads, sizeof(int))
-            if parts.memory == NULL or parts.left == NULL:
-                raise MemoryError(f"attention: {heads * parts.blocks * part_bytes(p)} bytes for the parts of {parts.blocks} blocks")
-            for i in range(heads):
-                parts.left[i] = <int>p.pieces
-        sweep(plan, decode, heads * p.pieces, &parts)
+        if blocks:
+            parts.memory = <char *>malloc(blocks * part_bytes(p))
+            parts.done = <int *>calloc(p.batch * p.kv_heads, sizeof(int))
+            if parts.memory == NULL or parts.done == NULL:
+                raise MemoryError(f"attention: {blocks * part_bytes(p)} bytes for the parts of {blocks} blocks")
+        sweep(plan, decode, p.tasks, &parts)
     finally:
         free(parts.memory)
-        free(parts.left)
+        free(parts.done)
     return 0

@@ -7,8 +7,9 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
 
+from qkvc._cut cimport LANE_OVERHEAD
 from qkvc._kernels cimport QKVC_BFLOAT16, QKVC_MAX_VECS, kernels_in_use, threads_for
-from qkvc._plan cimport LANE_OVERHEAD, Plan, Problem, View, make_plan
+from qkvc._plan cimport Plan, Problem, View, make_plan
 from qkvc._tile cimport MAX_TILE, Block, Scratch, Tile, W, carve, get, lay_out, look, scratch_of, sweep
 from qkvc._workers cimport Job, interrupted
 
@@ -164,6 +165,7 @@ def describe(query, key, value, mask, bias, causal, q_offset, window, key_length
         raise MemoryError("explain: no memory for the counts")
     try:
         if tasks:
+            p.pieces = 0                         # tiles are counted
             p.threads = 1                        # one after the other, so that the counts need no lock
             p.copy_key = p.copy_value = False    # the numbers are not wanted
             sweep(plan, count_tile, tasks, &to)

@@ -11,8 +11,9 @@ import numpy as np
 
 from qkvc._coerce import as_real, bad, shape_text
 
+from qkvc._cut cimport cut
 from qkvc._kernels cimport QKVC_MAX_VECS
-from qkvc._plan cimport Plan, Problem, cut, data_of, make_plan
+from qkvc._plan cimport Plan, Problem, data_of, make_plan
 from qkvc._tile cimport (
     Block,
     Scratch,
@@ -131,7 +132,7 @@ def score_matrix(query, key, str stage, mask, bias, causal, q_offset, window, ke
     result = np.full(shape, -np.inf, plan.dtype) if stage == "bias" else np.zeros(shape, plan.dtype)
     if result.size:
         to.data = data_of(result)
-        sweep(plan, write_rows, p.batch * p.kv_heads * p.tiles, &to)
+        sweep(plan, write_rows, p.tasks, &to)
     return result[0] if query_is_flat(query, key) else result
 
 

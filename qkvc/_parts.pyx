@@ -118,9 +118,8 @@ def part_arrays(query, key, value, mask, bias, causal, q_offset, window, key_len
     m, l = np.empty(rows, plan.dtype), np.empty(rows, plan.dtype)
     if m.size:
         to.m, to.l, to.rows, to.blocks = data_of(m), data_of(l), p.batch * p.heads * p.Lq, shape[0]
-        tasks = p.batch * p.kv_heads * p.tiles
-        to.pieces = max(1, min(to.blocks, 2 * p.threads // tasks))
-        sweep(plan, make_parts, tasks * to.pieces, &to)
+        to.pieces = max(1, min(to.blocks, 2 * p.threads // p.tasks))
+        sweep(plan, make_parts, p.tasks * to.pieces, &to)
     return m, l, plan.out
 
 
@@ -156,7 +155,7 @@ cdef void merge_rows(void *context, Py_ssize_t task, int worker) noexcept nogil:
     memset(s.part, 0, part_bytes(p))
     for i in range(t.queries):
         s.index[i] = first + i
-        head = (first + i) // p.Lq
+        s.head[i] = head = (first + i) // p.Lq
         place[i] = head // p.heads * p.heads * p.Lq * p.Dv + head % p.heads * to.head + (first + i) % p.Lq * to.row
         row[i] = to.out + place[i] * p.item
     for k in range(to.count):

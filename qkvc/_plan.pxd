@@ -17,6 +17,16 @@ ctypedef struct View:
     Py_ssize_t row
     Py_ssize_t col
 
+# A sequence of a ragged batch: its tasks, which follow those of heavier sequences.
+ctypedef struct Run:
+    Py_ssize_t batch          # which sequence
+    Py_ssize_t rows           # queries of all heads of a group
+    bint few                  # so few that the roles are swapped
+    Py_ssize_t shares         # tiles for each key head, or pieces of its keys
+    double work               # of a task
+    Py_ssize_t tasks          # of the runs before
+    Py_ssize_t blocks         # ... and how many blocks of keys of one head wait in parts of theirs
+
 ctypedef struct Problem:
     const Kernels *kernels
     Py_ssize_t item           # bytes of a real: 4 or 8
@@ -35,6 +45,8 @@ ctypedef struct Problem:
     Py_ssize_t offset         # position of query row 0 ...
     const int64_t *offsets    # ... or one per batch item
     const int64_t *lengths    # keys that exist, per batch item; NULL: all Lk
+    const int64_t *first_query  # of a ragged batch, row 0 of each sequence among all Lq, which follow each other, and the end; or NULL
+    const int64_t *first_key    # ... and among all Lk
     const int64_t *chosen     # the rows that the queries had before some were chosen, ascending; NULL: all
 
     const double *slopes      # (batch, heads), or NULL
@@ -45,6 +57,11 @@ ctypedef struct Problem:
     Py_ssize_t vectors        # ... in vectors
     Py_ssize_t tiles          # tiles per (batch item, key head)
     Py_ssize_t pieces         # of the keys of each, where queries are so few that the roles are swapped; 0: they are not
+    Run *runs                 # of a ragged batch, instead; rows and pieces are then the most of sequences of few queries
+    Py_ssize_t count          # ... of them that have tasks
+    Py_ssize_t tasks          # tiles, or pieces, of all batch items and key heads
+    Py_ssize_t blocks         # of keys, of one key head of all batch items, that wait in parts
+    double work               # in flops, with what lanes cost beside theirs
     bint copy_key, copy_value
     bint apart                # blocks are not merged: every one has a place of its own in out, which has an axis more, the first
     int threads
@@ -57,6 +74,7 @@ cdef class Plan:
     cdef bint plain           # query, key and value are float32 arrays
     cdef readonly object out, lse
     cdef readonly object dtype  # of what is computed, and of lse: float32 or float64
+    cdef object ragged        # lengths of the sequences' queries and of their keys, or None
     cdef list kept            # arrays that only their pointers in `problem` still know
 
     cdef int borrow(self, View *view, Py_buffer **shape, object array, bint writable) except -1
@@ -68,14 +86,8 @@ cdef class Plan:
 cdef inline char *data_of(object array) except? NULL:
     return <char *><size_t>array.ctypes.data if array.size else NULL
 
-# What a lane costs beside its flops, in flops of the same time for each of D + Dv.
-cdef double LANE_OVERHEAD
-
 # `value` and `out` may be None where only scores are wanted; then nothing is written.
 cdef Plan make_plan(object query, object key, object value, object mask, object bias, object causal, object q_offset, object window,
                     object key_lengths, object alibi_slopes, object sinks, object softcap, object scale, object head_scale, object layout,
                     object out, bint want_lse, object num_threads, object chosen=*, object rows_in_all=*,
-                    object precision=*, bint apart=*)
-
-# Tiles and threads, anew where the problem was changed after planning.
-cdef void cut(Problem *p, object num_threads) except *
+                    object precision=*, bint apart=*, object starts=*)

@@ -7,6 +7,7 @@ here, before anything is written: "attention: <argument>: expected <what>, got <
 from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.math cimport sqrt
 from libc.stdint cimport uintptr_t
+from libc.stdlib cimport free
 
 import numpy as np
 
@@ -19,24 +20,15 @@ from qkvc._coerce import (
     as_per_head,
     as_precision,
     as_softcap,
+    as_starts,
     as_window,
     bad,
     check_out,
     shape_text,
 )
 
-from qkvc._kernels cimport (
-    QKVC_BFLOAT16,
-    QKVC_BLOCK,
-    QKVC_FEW,
-    QKVC_FLOAT16,
-    QKVC_REAL,
-    Kernels,
-    fitted,
-    kernels_in_use,
-    threads_for,
-    threads_worth,
-)
+from qkvc._cut cimport cut, cut_runs
+from qkvc._kernels cimport QKVC_BFLOAT16, QKVC_BLOCK, QKVC_FLOAT16, QKVC_REAL, Kernels, kernels_in_use
 
 cdef object ndarray = np.ndarray
 cdef object empty = np.empty
@@ -49,19 +41,6 @@ cdef double LOG2_E = 1.4426950408889634
 # Widest rows taken: scratch grows with them, and C counts panels with int.
 cdef Py_ssize_t MAX_DIM = 1 << 20
 
-# What a lane costs beside its flops (packing, storing, checking, for each of D + Dv), in flops of the same time: 16 queries against 16 keys
-# take twice the time of their arithmetic.
-cdef double LANE_OVERHEAD = 30
-
-# So many queries of a key head at most, against so many keys at least, have their roles swapped (_decode.pyx), which pays while transposing
-# keys costs less than empty lanes: up to 6; up to 8 where memory is what both wait for; up to QKVC_FEW where the heads are not enough for
-# the threads, because then keys are split.  Each thread gets so many pieces of them to choose from.
-cdef Py_ssize_t FEW = 6
-cdef Py_ssize_t FEW_FROM_MEMORY = 8
-cdef double BEYOND_CACHES = 16e6  # bytes
-cdef Py_ssize_t FEW_KEYS = 32
-cdef Py_ssize_t PIECES = 8
-
 # Rows this many bytes apart (or a multiple) fall into few sets of a 32 KB, 8-way L1, so a key block of them is copied first.
 cdef Py_ssize_t ALIASING_STRIDE = 4096
 
@@ -71,6 +50,7 @@ cdef class Plan:
         while self.held:
             self.held -= 1
             PyBuffer_Release(&self.buffers[self.held])
+        free(self.problem.runs)
 
     cdef int borrow(self, View *view, Py_buffer **shape, object array, bint writable) except -1:
         """Take the array's buffer for the life of the plan."""
@@ -210,7 +190,7 @@ cdef const double *per_head(Plan plan, str name, object x, bint endless) except?
 cdef int positions(Plan plan, object causal, object q_offset, object window, object key_lengths, bint sloped, object rows_in_all) except -1:
     """Where the queries stand among the keys, p = i + offset, and how far they look from there."""
     cdef Problem *p = &plan.problem
-    cdef Py_ssize_t rows = p.Lq if rows_in_all is None else rows_in_all
+    cdef object rows = p.Lq if rows_in_all is None else rows_in_all, keys = p.Lk
     cdef str asks = None
     p.left = p.right = -1
     if causal is False and q_offset is None and window is None and key_lengths is None and not sloped:
@@ -218,6 +198,9 @@ cdef int positions(Plan plan, object causal, object q_offset, object window, obj
     if key_lengths is not None:
         key_lengths = as_integers("key_lengths", key_lengths, plan.batch_shape(), 0, p.Lk)
         p.lengths = kept_integers(plan, key_lengths)
+    if plan.ragged is not None:
+        rows, keys = plan.ragged
+        key_lengths = keys
     if window is not None:
         p.left, p.right = as_window(window)
 
@@ -240,13 +223,18 @@ cdef int positions(Plan plan, object causal, object q_offset, object window, obj
             raise ValueError(bad("q_offset", f"either q_offset or causal={causal!r}", "both"))
         p.offsets = kept_integers(plan, as_integers("q_offset", q_offset, plan.batch_shape(), -(1 << 62), 1 << 62))
     elif causal == "bottom-right":
-        p.offset = p.Lk - rows
-        if key_lengths is not None:
+        if key_lengths is None:
+            p.offset = p.Lk - rows
+        else:
             p.offsets = kept_integers(plan, key_lengths - rows)
-    elif asks is not None and not isinstance(causal, str) and rows != p.Lk:
-        raise ValueError(bad(asks, 'causal="top-left" (torch, JAX) or causal="bottom-right" (FlashAttention, MLX, KV caches), or a '
-                                   f"q_offset, because {rows} queries against {p.Lk} keys can be aligned both ways",
-                             "causal=True" if causal else "neither"))
+    elif asks is not None and not isinstance(causal, str):
+        if plan.ragged is not None:  # the first sequence where they differ, if there is one
+            first = np.flatnonzero(rows != keys)[:1]
+            rows, keys = rows[first].sum(), keys[first].sum()
+        if rows != keys:
+            raise ValueError(bad(asks, 'causal="top-left" (torch, JAX) or causal="bottom-right" (FlashAttention, MLX, KV caches), or a '
+                                       f"q_offset, because {rows} queries against {keys} keys can be aligned both ways",
+                                 "causal=True" if causal else "neither"))
     if causal:
         p.right = 0
     return 0
@@ -259,36 +247,20 @@ cdef bint aliases(const Kernels *kernels, const View *view, Py_ssize_t rows, Py_
     return rows > 8 and view.row != 0 and (view.row * view.size) % ALIASING_STRIDE == 0
 
 
-cdef bint few(const Problem *p, int threads) noexcept:
-    """Are the queries so few that their roles and the keys' are better swapped?"""
-    cdef Py_ssize_t heads = p.batch * p.kv_heads, most = FEW
-    if p.value.data == NULL or p.apart or p.Lk < FEW_KEYS:
-        return False
-    if <double>heads * p.Lk * (p.D + p.Dv) * p.item > BEYOND_CACHES:
-        most = FEW_FROM_MEMORY
-    if heads < threads:
-        most = QKVC_FEW
-    return p.rows <= min(most, p.kernels.lanes * p.kernels.vecs)
-
-
-cdef void cut(Problem *p, object num_threads) except *:
-    """Tiles and threads.  Neither changes a bit of the result (docs/arithmetic.md)."""
-    cdef Py_ssize_t heads = p.batch * p.kv_heads, lanes
-    cdef double keys = p.Lk
-    p.rows = p.group * p.Lq
-    p.pieces = few(p, threads_for(num_threads))
-    if not p.pieces:
-        p.kernels = fitted(p.kernels, p.rows)
-    lanes = p.kernels.lanes
-    p.vectors = (p.rows + lanes - 1) // lanes
-    if p.left >= 0 and p.right >= 0:
-        keys = min(keys, 1.0 + p.left + p.right)
-    p.threads = threads_worth(threads_for(num_threads), <double>heads * p.vectors * lanes * (p.D + p.Dv) * (2 * keys + LANE_OVERHEAD))
-    p.tiles = (p.vectors + p.kernels.vecs - 1) // p.kernels.vecs
-    if p.pieces:
-        p.pieces = max(1, min((p.Lk + QKVC_BLOCK - 1) // QKVC_BLOCK, PIECES * p.threads // max(heads, 1)))
-    elif p.tiles * heads < 2 * p.threads:  # narrower tiles, so that every thread has work
-        p.tiles = min(p.vectors, (2 * p.threads + heads - 1) // max(heads, 1))
+cdef int take_starts(Plan plan, object given_q, object given_k) except -1:
+    """Sequences one behind another are a batch axis of stride 0, whose items have first rows of their own."""
+    cdef Problem *p = &plan.problem
+    if p.batch_axes:
+        raise ValueError(bad("query", "arrays without batch axes: their rows are those of all sequences", f"{p.batch_axes} batch axes"))
+    starts_q, starts_k = as_starts("cu_seqlens_q", given_q, p.Lq), as_starts("cu_seqlens_k", given_k, p.Lk)
+    if starts_q.size != starts_k.size:
+        raise ValueError(bad("cu_seqlens_k", f"{starts_q.size} integers, as in cu_seqlens_q", str(starts_k.size)))
+    p.batch_axes = 1
+    p.batch_shape[0] = p.batch = starts_q.size - 1
+    plan.ragged = np.diff(starts_q), np.diff(starts_k)
+    p.first_query, p.first_key = kept_integers(plan, starts_q), kept_integers(plan, starts_k)
+    p.lengths = kept_integers(plan, plan.ragged[1])
+    return 0
 
 
 cdef bint exact(object x) except -1:
@@ -298,7 +270,7 @@ cdef bint exact(object x) except -1:
 cdef Plan make_plan(object query, object key, object value, object mask, object bias, object causal, object q_offset, object window,
                     object key_lengths, object alibi_slopes, object sinks, object softcap, object scale, object head_scale, object layout,
                     object out, bint want_lse, object num_threads, object chosen=None, object rows_in_all=None,
-                    object precision=None, bint apart=False):
+                    object precision=None, bint apart=False, object starts=None):
     cdef Plan plan = Plan.__new__(Plan)
     cdef Problem *p = &plan.problem
     cdef Py_buffer *q
@@ -353,6 +325,8 @@ cdef Plan make_plan(object query, object key, object value, object mask, object 
                                       f"{shape_text(<object>k.obj)}"))
     if (p.kv_heads == 0 and p.heads != 0) or (p.kv_heads != 0 and p.heads % p.kv_heads != 0):
         raise ValueError(bad("query", f"a number of heads that the key's {p.kv_heads} divide", f"{p.heads} heads"))
+    if starts is not None:
+        take_starts(plan, starts[0], starts[1])
     p.group = p.heads // p.kv_heads if p.kv_heads else 1
     p.share = 1
 
@@ -379,10 +353,13 @@ cdef Plan make_plan(object query, object key, object value, object mask, object 
     if chosen is not None:
         p.chosen = kept_integers(plan, chosen)
     p.apart = apart
-    cut(p, num_threads)
+    if starts is None:
+        cut(p, num_threads)
+    else:
+        cut_runs(p, num_threads)
 
     flat = q.ndim == 2 and k.ndim == 2 and (v == NULL or v.ndim == 2)
-    batch = plan.batch_shape()
+    batch = plan.batch_shape() if starts is None else ()
     if v != NULL:
         if flat:
             shape = (p.Lq, p.Dv)

@@ -35,6 +35,7 @@ ctypedef struct Scratch:
     int64_t[MAX_TILE] end          # first key behind those
     uint8_t[MAX_TILE] seen         # has it been allowed any key?
     Py_ssize_t[MAX_TILE] index     # of the query in lse
+    Py_ssize_t[MAX_TILE] head      # ... and among the heads of all batch items
     const void *query[MAX_TILE]
     const void *bias_row[MAX_TILE]
     const uint8_t *mask_row[MAX_TILE]
@@ -43,6 +44,9 @@ ctypedef struct Scratch:
 ctypedef struct Tile:
     Py_ssize_t batch, kv_head
     Py_ssize_t row     # its first among all heads of the group
+    bint few           # the roles are swapped: it holds all of them, and this is one of the pieces of its keys
+    Py_ssize_t share, shares  # which tile or piece, of how many
+    Py_ssize_t part    # where its blocks wait in parts, if they do
     int vecs, queries
     const char *K      # row 0 of its key and value head
     const char *V
@@ -78,6 +82,7 @@ cdef inline void put(const Problem *p, void *x, Py_ssize_t i, double value) noex
 
 # The steps of a sweep, in the order in which they are taken.
 cdef Scratch *scratch_of(const Job *job, int worker) noexcept nogil
+cdef Tile find(const Problem *p, Py_ssize_t task) noexcept nogil
 cdef Tile lay_out(const Problem *p, Scratch *s, Py_ssize_t task) noexcept nogil
 cdef void fetch_queries(const Problem *p, Py_ssize_t task) noexcept nogil
 cdef Py_ssize_t query_rows(const Problem *p, Scratch *s, const Tile *t, const void **row) noexcept nogil

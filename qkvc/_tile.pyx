@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy, memset
 
 from qkvc._kernels cimport QKVC_FEW, QKVC_REAL, Kernels, Task
-from qkvc._plan cimport Plan, Problem, View
+from qkvc._plan cimport Plan, Problem, Run, View
 from qkvc._workers cimport Job, hire, padded, perform, share_of, slot
 
 cdef extern from *:
@@ -25,8 +25,9 @@ cdef double LN_2 = 0.6931471805599453
 
 # ----------------------------------------------------------------------------------------------------------------------- the queries
 
-cdef inline Py_ssize_t batch_offset(const Problem *p, const View *view, Py_ssize_t item) noexcept nogil:
-    cdef Py_ssize_t offset = 0
+cdef inline Py_ssize_t batch_offset(const Problem *p, const View *view, Py_ssize_t item, const int64_t *first) noexcept nogil:
+    """Of the item's row 0, which in a ragged batch is row first[item]."""
+    cdef Py_ssize_t offset = first[item] * view.row if first else 0
     cdef int axis
     for axis in range(p.batch_axes - 1, -1, -1):
         offset += item % p.batch_shape[axis] * view.batch[axis]
@@ -34,18 +35,39 @@ cdef inline Py_ssize_t batch_offset(const Problem *p, const View *view, Py_ssize
     return offset
 
 
+cdef Run run_of(const Problem *p, Py_ssize_t task) noexcept nogil:
+    """The batch item whose task it is."""
+    cdef Py_ssize_t low = 0, high = p.count, middle
+    cdef Run r
+    if p.runs:
+        while high - low > 1:
+            middle = (low + high) // 2
+            if p.runs[middle].tasks <= task:
+                low = middle
+            else:
+                high = middle
+        return p.runs[low]
+    r.rows, r.few, r.shares = p.rows, p.pieces > 0, p.pieces if p.pieces else p.tiles
+    r.batch = task // (r.shares * p.kv_heads)
+    r.tasks, r.blocks = r.batch * r.shares * p.kv_heads, r.batch * ((p.Lk + W - 1) // W)
+    return r
+
+
 cdef Tile find(const Problem *p, Py_ssize_t task) noexcept nogil:
     """Which tile a task is.  The tiles of one (batch item, key head) follow each other, heaviest first."""
     cdef Tile t
-    cdef Py_ssize_t lanes = p.kernels.lanes, index = p.tiles - 1 - task % p.tiles, first, last
-    task //= p.tiles
-    t.kv_head = task % p.kv_heads
-    t.batch = task // p.kv_heads
-    first = p.vectors * index // p.tiles
-    last = p.vectors * (index + 1) // p.tiles
+    cdef Run r = run_of(p, task)
+    cdef Py_ssize_t lanes = p.kernels.lanes, vectors = (r.rows + lanes - 1) // lanes, first = 0, last = vectors
+    task -= r.tasks
+    t.batch, t.kv_head, t.few = r.batch, task // r.shares, r.few
+    t.share, t.shares = r.shares - 1 - task % r.shares, r.shares
+    t.part = t.kv_head * p.blocks + r.blocks
+    t.K, t.V, t.block, t.blocks = NULL, NULL, 0, 0  # `lay_out` knows
+    if not r.few:
+        first, last = vectors * t.share // r.shares, vectors * (t.share + 1) // r.shares
     t.vecs = <int>(last - first)
     t.row = first * lanes
-    t.queries = <int>(min(last * lanes, p.rows) - t.row)
+    t.queries = <int>(min(last * lanes, r.rows) - t.row)
     return t
 
 
@@ -57,15 +79,18 @@ cdef Tile lay_out(const Problem *p, Scratch *s, Py_ssize_t task) noexcept nogil:
     """
     cdef Tile t = find(p, task)
     cdef Py_ssize_t lanes = p.kernels.lanes, batch = t.batch, kv_head = t.kv_head, head, i, q, h, at
-    t.K = p.key.data + (batch_offset(p, &p.key, batch) + kv_head // p.share * p.key.head) * p.key.size
-    t.V = p.value.data + (batch_offset(p, &p.value, batch) + kv_head // p.share * p.value.head) * p.value.size if p.value.data else NULL
+    cdef const int64_t *first = p.first_key
+    t.K = p.key.data + (batch_offset(p, &p.key, batch, first) + kv_head // p.share * p.key.head) * p.key.size
+    if p.value.data:
+        t.V = p.value.data + (batch_offset(p, &p.value, batch, first) + kv_head // p.share * p.value.head) * p.value.size
 
     cdef int64_t length = p.lengths[batch] if p.lengths else p.Lk
     cdef int64_t offset = p.offsets[batch] if p.offsets else p.offset
-    cdef char *query = p.query.data + batch_offset(p, &p.query, batch) * p.query.size
-    cdef char *out = p.out.data + batch_offset(p, &p.out, batch) * p.out.size if p.out.data else NULL
-    cdef char *mask = p.mask.data + batch_offset(p, &p.mask, batch) if p.has_mask else NULL
-    cdef char *bias = p.bias.data + batch_offset(p, &p.bias, batch) * p.item if p.has_bias else NULL
+    cdef char *query = p.query.data + batch_offset(p, &p.query, batch, p.first_query) * p.query.size
+    cdef char *out = p.out.data + batch_offset(p, &p.out, batch, p.first_query) * p.out.size if p.out.data else NULL
+    cdef char *mask = p.mask.data + batch_offset(p, &p.mask, batch, NULL) if p.has_mask else NULL
+    cdef char *bias = p.bias.data + batch_offset(p, &p.bias, batch, NULL) * p.item if p.has_bias else NULL
+    cdef Py_ssize_t row = p.first_query[batch] if p.first_query else batch * p.heads * p.Lq
     q, h = t.row // p.group, t.row % p.group
     for i in range(t.vecs * lanes):
         if i and i < t.queries:
@@ -74,7 +99,8 @@ cdef Tile lay_out(const Problem *p, Scratch *s, Py_ssize_t task) noexcept nogil:
                 q, h = q + 1, 0
         head = kv_head * p.group + h
         s.query[i] = query + (head * p.query.head + q * p.query.row) * p.query.size
-        s.index[i] = (batch * p.heads + head) * p.Lq + q
+        s.index[i] = row + head * p.Lq + q
+        s.head[i] = batch * p.heads + head
         if out:
             s.out[i] = out + (head * p.out.head + q * p.out.row) * p.out.size
             for at in range(0, p.Dv * p.out.size, 64):  # a line
@@ -84,7 +110,7 @@ cdef Tile lay_out(const Problem *p, Scratch *s, Py_ssize_t task) noexcept nogil:
         if p.has_bias:
             s.bias_row[i] = bias + (head * p.bias.head + q * p.bias.row) * p.item
         if p.slopes:
-            put(p, s.slope, i, p.slopes[batch * p.heads + head] * p.unit)
+            put(p, s.slope, i, p.slopes[s.head[i]] * p.unit)
         s.place[i] = offset + (p.chosen[q] if p.chosen else q)
         s.end[i] = length if p.right < 0 else max(0, min(length, s.place[i] + p.right + 1))
         s.begin[i] = 0 if p.left < 0 else max(0, min(s.end[i], s.place[i] - p.left))
@@ -99,10 +125,10 @@ cdef void fetch_queries(const Problem *p, Py_ssize_t task) noexcept nogil:
     cdef Py_ssize_t i, at
     cdef const char *query
     cdef const char *row
-    if task >= p.batch * p.kv_heads * p.tiles:
+    if task >= p.tasks:
         return
     t = find(p, task)
-    query = p.query.data + (batch_offset(p, &p.query, t.batch) + t.kv_head * p.group * p.query.head) * p.query.size
+    query = p.query.data + (batch_offset(p, &p.query, t.batch, p.first_query) + t.kv_head * p.group * p.query.head) * p.query.size
     for i in range(t.row, t.row + t.queries):
         row = query + (i % p.group * p.query.head + i // p.group * p.query.row) * p.query.size
         for at in range(0, p.D * p.query.size, 64):  # a line
@@ -287,7 +313,7 @@ cdef void settle(const Problem *p, Scratch *s, const Tile *t, bint want_lse) noe
     cdef int i
     for i in range(t.queries):
         m, l = get(p, s.m, i), get(p, s.l, i)
-        sink = p.sinks[s.index[i] // p.Lq] * p.unit if p.sinks else -INFINITY
+        sink = p.sinks[s.head[i]] * p.unit if p.sinks else -INFINITY
         if l == 0:
             put(p, s.factor, i, NAN if s.seen[i] and sink == -INFINITY else 0.0)
             s.lse[i] = sink * LN_2
@@ -328,7 +354,7 @@ cdef void finish(const Problem *p, Scratch *s, const Tile *t) noexcept nogil:
     settle(p, s, t, p.lse != NULL)
     if p.head_scale:
         for i in range(t.queries):
-            put(p, s.factor, i, get(p, s.factor, i) * p.head_scale[s.index[i] // p.Lq])
+            put(p, s.factor, i, get(p, s.factor, i) * p.head_scale[s.head[i]])
     if p.lse:
         for i in range(t.queries):
             put(p, p.lse, s.index[i], s.lse[i])
@@ -378,7 +404,7 @@ cdef int sweep(Plan plan, Task task, Py_ssize_t tasks, void *extra) except -1:
     cdef const Problem *p = &plan.problem
     cdef int workers = <int>min(tasks, p.threads), i
     cdef Job job
-    hire(&job, p, extra, workers, carve(p, NULL), 4.0 * p.batch * p.heads * p.Lq * p.Lk * (p.D + p.Dv), "attention")
+    hire(&job, p, extra, workers, carve(p, NULL), 2 * p.work, "attention")
     for i in range(workers):
         carve(p, share_of(&job, i))
     return perform(&job, task, tasks, p.threads)

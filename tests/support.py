@@ -55,11 +55,16 @@ def assert_attention(query: Any, key: Any, value: Any, what: object = "", **opti
     """Run attention_with_lse and compare both results with the oracle; `out` and `num_threads` are not the oracle's business."""
     got = qkvc.attention_with_lse(query, key, value, **options)
     meaning = {name: option for name, option in options.items() if name not in ("out", "num_threads")}
+    return assert_result(got, query, key, value, what, **meaning)
+
+
+def assert_result(got: qkvc.AttentionOutput, query: Any, key: Any, value: Any, what: object = "", **meaning: Any) -> Reference:
+    """Compare both results of a call with the oracle."""
     exact, dtype = exact_for(query, key, value), result_type(query, key, value)
     expected = reference(query, key, value, dtype=exact, **meaning)
     what = what or {name: np.shape(option) or option for name, option in dict(query=query, key=key, value=value, **meaning).items()}
     size = np.abs(np.asarray(value, dtype=exact))
-    size = size.max(initial=1, where=np.isfinite(size)) * np.abs(options.get("head_scale", 1.0)).max(initial=1)
+    size = size.max(initial=1, where=np.isfinite(size)) * np.abs(meaning.get("head_scale", 1.0)).max(initial=1)
     assert_close(got.out, expected.out, TOLERANCE["out"] * FINER[dtype.name] * size, what, dtype)
     largest = np.abs(expected.lse).max(initial=1, where=np.isfinite(expected.lse))
     assert_close(got.lse, expected.lse, TOLERANCE["lse"] * FINER[dtype.name] * largest, what, lse_type(query, key, value))
