@@ -64,15 +64,18 @@ asm:  ## the inner loop of the score kernel, 4 keys x 48 queries; SET=avx2_f64 f
 	@objdump --disassemble=scores --no-show-raw-insn build/asm.o | $(PYTHON) tools/inner_loop.py
 
 kernels:  ## every kernel alone and whole forwards, in C
-	@mkdir -p build && $(CC) $(CFLAGS) tests/c/forward.c $(KERNELS) -lm -o build/forward && build/forward
+	@mkdir -p build
+	$(CC) $(CFLAGS) tests/c/rows.c $(KERNELS) -lm -o build/rows && build/rows
+	$(CC) $(CFLAGS) tests/c/forward.c $(KERNELS) -lm -o build/forward && build/forward
 
 need = @command -v $(1) >/dev/null || { echo "make $@ needs $(1): apt-get install $(2)" >&2; exit 1; }
 
 neon:  ## the same on an emulated AArch64
 	$(call need,aarch64-linux-gnu-gcc,gcc-aarch64-linux-gnu libc6-dev-arm64-cross)
 	$(call need,qemu-aarch64,qemu-user)
-	@mkdir -p build && aarch64-linux-gnu-gcc -static $(CFLAGS) tests/c/forward.c $(KERNELS) -lm -o build/forward_neon
-	qemu-aarch64 build/forward_neon
+	@mkdir -p build
+	aarch64-linux-gnu-gcc -static $(CFLAGS) tests/c/rows.c $(KERNELS) -lm -o build/rows_neon && qemu-aarch64 build/rows_neon
+	aarch64-linux-gnu-gcc -static $(CFLAGS) tests/c/forward.c $(KERNELS) -lm -o build/forward_neon && qemu-aarch64 build/forward_neon
 
 gate: $(VENV)/built  ## import and compute on emulated CPUs without AVX and without AVX-512
 	$(call need,qemu-x86_64,qemu-user)

@@ -1,0 +1,246 @@
+/* The kernels whose vectors lie along rows, on every kernel set this CPU can run, in every dtype: few queries against a block, to the bits
+ * of the tile kernels and near plain loops in long double; a head's norm and turn, to the bits of docs/arithmetic.md; rows gathered and
+ * shortened through strides.  No Python: `make kernels` runs it here and `make neon` on an emulated AArch64. */
+#include "check.h"
+
+enum { MAX_TILE = 64, MAX_D = 80, PAD = 3, BLOCKS = 2, MAX_ROW = MAX_D + PAD, ROOM = 16 /* whole vectors */ };
+
+static const double UNTOUCHED = 77;
+
+/* -------------------------------------------------------------------------------------------------------------------- few queries */
+
+struct few {
+    int queries, D, Dv, keys; /* of each of two blocks */
+};
+
+/* What a set reads, rows of `cols` numbers that are `row` apart with NaN between, and the same numbers for the plain loops */
+static void operand(const Set *kn, int rows, int cols, int row, double range, uint64_t seed, void *x, double *plain)
+{
+    static float line[MAX_ROW];
+    static uint16_t pairs[MAX_ROW];
+    static double real[MAX_ROW];
+    for (int i = 0; i < rows; ++i) {
+        fill(kn, real, row, range, seed + 1000 * (uint64_t)i);
+        for (int c = cols; c < row; ++c) put(kn, real, c, NAN);
+        if (kn->kind == QKVC_BFLOAT16) {
+            memcpy(line, real, sizeof line);
+            kn->shorten(line, row, QKVC_BFLOAT16, (uint16_t *)x + i * row, 1);
+            memcpy(pairs, (uint16_t *)x + i * row, sizeof *pairs * (size_t)row);
+            for (int c = 0; c < cols; ++c) {
+                const uint32_t bits = (uint32_t)pairs[c] << 16;
+                float number;
+                memcpy(&number, &bits, sizeof number);
+                plain[i * cols + c] = number;
+            }
+        } else {
+            memcpy(at(kn, x, i * row), real, (size_t)(row * kn->size));
+            for (int c = 0; c < cols; ++c) plain[i * cols + c] = get(kn, real, c);
+        }
+    }
+}
+
+/* Numbers of the set's `kind` behind x */
+static const void *past(const Set *kn, const void *x, ptrdiff_t i) { return (const char *)x + i * (kn->kind == QKVC_REAL ? kn->size : 2); }
+
+/* Two blocks, one after the other, by the tile kernels and by the few_ kernels; of the first, query 0 may see nothing. */
+static void check_few(const Set *kn, const struct few *c)
+{
+    static double Q[QKVC_FEW * MAX_ROW], K[BLOCKS * W * MAX_ROW], V[BLOCKS * W * MAX_ROW], K2[W * (MAX_D + 1)], V2[W * MAX_D];
+    static double q[QKVC_FEW * MAX_D], k[BLOCKS * W * MAX_D], v[BLOCKS * W * MAX_D];
+    static double QT[(MAX_D + 1) * MAX_TILE], S[(W + 1) * MAX_TILE], O[MAX_D * MAX_TILE], FQ[QKVC_FEW * (MAX_D + 2 * ROOM)];
+    static double FS[QKVC_FEW * W + ROOM], Ob[QKVC_FEW * (MAX_D + ROOM)], FO[QKVC_FEW * (MAX_D + ROOM)];
+    double m[MAX_TILE], l[MAX_TILE], alpha[MAX_TILE], beta[MAX_TILE], mb[2 * ROOM], lb[2 * ROOM], fm[2 * ROOM], fl[2 * ROOM];
+    const int lanes = kn->lanes, tile = lanes * kn->vecs, vecs = (c->queries + lanes - 1) / lanes, n = c->keys;
+    const int in_pairs = kn->kind == QKVC_BFLOAT16, down = in_pairs ? (n + 1) / 2 : n, width = (c->Dv + lanes - 1) / lanes * lanes;
+    const int depth[QKVC_MAX_VECS] = {n, n, n};
+    const double u = epsilon(kn), loose = in_pairs ? 0x1p-6 : 64 * u;
+    const void *rows[MAX_TILE];
+    wide s[BLOCKS * W];
+
+    operand(kn, c->queries, c->D, c->D + PAD, 2, 60, Q, q);
+    operand(kn, BLOCKS * n, c->D, c->D + PAD, 2, 61, K, k), operand(kn, BLOCKS * n, c->Dv, c->Dv + PAD, 1, 62, V, v);
+    for (int i = 0; i < tile; ++i) rows[i] = past(kn, Q, (i < c->queries ? i : c->queries - 1) * (c->D + PAD));
+    kn->pack_queries(rows, 1, c->D, 0.5, vecs, QT);
+    kn->few_pack(rows, 1, c->D, 0.5, c->queries, FQ);
+    for (int i = 0; i < tile; ++i) put(kn, m, i, -INFINITY), put(kn, l, i, 0);
+    for (int i = 0; i < 2 * ROOM; ++i) put(kn, fm, i, -INFINITY), put(kn, fl, i, 0);
+    memset(O, 0, sizeof O), memset(FO, 0, sizeof FO);
+
+    for (int block = 0; block < BLOCKS; ++block) {
+        const void *key = past(kn, K, block * n * (c->D + PAD)), *value = past(kn, V, block * n * (c->Dv + PAD));
+        ptrdiff_t key_row = c->D + PAD, value_row = c->Dv + PAD;
+        if (in_pairs) {
+            kn->gather(key, key_row, 1, kn->kind, n, c->D, K2), kn->gather_values(value, value_row, 1, kn->kind, n, c->Dv, V2);
+            key = K2, value = V2, key_row = c->D + c->D % 2, value_row = c->Dv;
+        }
+        kn->scores(key, key_row, c->D, QT, depth, vecs, value, value_row, c->Dv, S);
+        kn->few_scores(FQ, c->queries, c->D, key, key_row, n, FS);
+        for (int i = 0; i < c->queries; ++i)
+            for (int j = 0; j < n; ++j) {
+                wide want = 0;
+                for (int d = 0; d < c->D; ++d) want += (wide)q[i * c->D + d] * k[(block * n + j) * c->D + d] / 2;
+                expect(kn, "few_scores", j, get(kn, FS, i * W + j), want, 32 * u * sqrt(c->D));
+                expect_same(kn, "few_scores", at(kn, FS, i * W + j), at(kn, S, j * tile + i), 1);
+                if ((block == 0 && i == 0) || (i + 5 * j) % 11 == 3) put(kn, FS, i * W + j, -INFINITY), put(kn, S, j * tile + i, -INFINITY);
+            }
+        kn->softmax(S, depth, vecs, m, l, alpha, beta);
+        kn->few_softmax(FS, c->queries, n, mb, lb);
+        for (int i = 0; i < c->queries; ++i)
+            for (int j = 0; j < down; ++j) expect_same(kn, "few_softmax", at(kn, FS, i * W + j), at(kn, S, j * tile + i), 1);
+        kn->values(value, value_row, c->Dv, S, depth, vecs, alpha, beta, O);
+        kn->few_values(FS, c->queries, value, value_row, c->Dv, n, Ob);
+        kn->few_merge(mb, lb, Ob, c->queries, c->Dv, fm, fl, FO);
+        expect_same(kn, "few_merge, m", fm, m, (size_t)c->queries), expect_same(kn, "few_merge, l", fl, l, (size_t)c->queries);
+    }
+
+    for (int i = 0; i < c->queries; ++i) {
+        wide top = -INFINITY, sum = 0;
+        for (int j = 0; j < BLOCKS * n; ++j) {
+            s[j] = 0;
+            for (int d = 0; d < c->D; ++d) s[j] += (wide)q[i * c->D + d] * k[j * c->D + d] / 2;
+            if ((j < n && i == 0) || (i + 5 * (j % n)) % 11 == 3) s[j] = -INFINITY;
+            top = fmaxl(top, s[j]);
+        }
+        for (int j = 0; j < BLOCKS * n; ++j) sum += s[j] = top == -INFINITY ? 0 : exp2l(s[j] - top);
+        expect(kn, "few, m", i, get(kn, fm, i), top, 32 * u * sqrt(c->D));
+        expect(kn, "few, l", i, get(kn, fl, i), sum, loose * sum);
+        for (int d = 0; d < c->Dv; ++d) {
+            wide want = 0;
+            for (int j = 0; j < BLOCKS * n; ++j) want += s[j] * v[j * c->Dv + d];
+            expect(kn, "few, O", i * c->Dv + d, get(kn, FO, i * width + d), want, loose * sum);
+        }
+    }
+
+    for (int col = 1; col <= 3; col += 2) {
+        static double by_tile[QKVC_FEW * (3 * MAX_D + 1)], by_row[QKVC_FEW * (3 * MAX_D + 1)];
+        const int row = col * c->Dv + 1;
+        void *to_tile[MAX_TILE], *to_row[MAX_TILE];
+        for (int i = 0; i < c->queries * row; ++i) put(kn, by_tile, i, UNTOUCHED), put(kn, by_row, i, UNTOUCHED);
+        for (int i = 0; i < tile; ++i) put(kn, alpha, i, 1 + i);
+        for (int i = 0; i < c->queries; ++i) to_tile[i] = at(kn, by_tile, i * row), to_row[i] = at(kn, by_row, i * row);
+        kn->store(O, c->Dv, alpha, c->queries, to_tile, col);
+        expect(kn, "few_store, finite", 0, kn->few_store(FO, c->Dv, alpha, c->queries, to_row, col), 1, 0);
+        expect_same(kn, "few_store", by_row, by_tile, (size_t)(c->queries * row));
+        for (int i = 0; i < c->queries; ++i) {
+            const int where = i * width + i * 7 % c->Dv;
+            const double x = get(kn, FO, where);
+            put(kn, FO, where, i % 2 ? NAN : -INFINITY);
+            expect(kn, "few_store, of a NaN or inf", i, kn->few_store(FO, c->Dv, alpha, c->queries, to_row, col), 0, 0);
+            put(kn, FO, where, x);
+        }
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------------------------- norm and turn */
+
+static double rounded(const Set *kn, double x) { return kn->size == 8 ? x : (float)x; }
+
+/* Of float32 in float64: one operation on floats, rounded to float64 and then to float32, is rounded as if once (Figueroa 1995). */
+static double chained(const Set *kn, double a, double sum)
+{
+    if (!strcmp(kn->name, "portable")) return rounded(kn, rounded(kn, a * a) + sum);
+    return kn->size == 8 ? fma(a, a, sum) : fmaf((float)a, (float)a, (float)sum);
+}
+
+/* Clause 9 of docs/arithmetic.md, a number at a time */
+static void check_turn(const Set *kn, int width, int pairs, int interleaved, int normed)
+{
+    double x[MAX_D + 1], weight[MAX_D], cosines[MAX_D], sines[MAX_D], want[MAX_D], chain[16] = {0};
+    const double eps = 1e-5;
+    fill(kn, x, width, 3, (uint64_t)width), fill(kn, weight, width, 1, 71), fill(kn, cosines, pairs, 1, 72), fill(kn, sines, pairs, 1, 73);
+    for (int i = 0; i < width; ++i) want[i] = get(kn, x, i), chain[i % 16] = chained(kn, want[i], chain[i % 16]);
+    for (int half = 8; half; half /= 2)
+        for (int i = 0; i < half; ++i) chain[i] = rounded(kn, chain[i] + chain[i + half]);
+    if (normed) {
+        const double mean = rounded(kn, chain[0] / width), root = rounded(kn, sqrt(rounded(kn, mean + rounded(kn, eps))));
+        for (int i = 0; i < width; ++i) want[i] = rounded(kn, rounded(kn, want[i] * rounded(kn, 1 / root)) * get(kn, weight, i));
+    }
+    for (int i = 0; i < pairs; ++i) {
+        double *a = want + (interleaved ? 2 * i : i), *b = interleaved ? a + 1 : a + pairs;
+        const double c = get(kn, cosines, i), s = get(kn, sines, i), old = *a;
+        *a = rounded(kn, rounded(kn, *a * c) - rounded(kn, *b * s));
+        *b = rounded(kn, rounded(kn, *b * c) + rounded(kn, old * s));
+    }
+    put(kn, x, width, UNTOUCHED);
+    kn->turn(x, width, normed ? weight : NULL, eps, pairs, interleaved, cosines, sines);
+    for (int i = 0; i < width; ++i) expect(kn, normed ? "turn, normed" : "turn", i, get(kn, x, i), want[i], 0);
+    expect(kn, "turn, past its end", width, get(kn, x, width), UNTOUCHED, 0);
+}
+
+/* ---------------------------------------------------------------------------------------------------------------------- storage */
+
+/* Rows through any strides become what their numbers become alone (which forward.c has checked), and come back. */
+static void check_gather(const Set *kn, int kind, int rows, int cols, int row, int col)
+{
+    static double x[2 * 9 * 4 * MAX_D], to[9 * MAX_D + 1], one;
+    uint16_t *halves = (uint16_t *)x, back[3 * MAX_D + 1];
+    const ptrdiff_t middle = 9 * 4 * MAX_D, size = kind == QKVC_REAL ? kn->size : 2;
+    fill(kn, x, 2 * middle, 9, 80);
+    if (kind != QKVC_REAL)
+        for (int i = 0; i < 2 * middle; ++i) halves[i] = (uint16_t)(i * 40503 & 0xbfff); /* no NaN among them */
+    put(kn, to, rows * cols, UNTOUCHED);
+    kn->gather((char *)x + middle * size, row, col, kind, rows, cols, to);
+    for (int i = 0; i < rows; ++i)
+        for (int c = 0; c < cols; ++c) {
+            kn->gather((char *)x + (middle + i * row + c * col) * size, 1, 1, kind, 1, 1, &one);
+            expect_same(kn, "gather through strides", at(kn, to, i * cols + c), &one, 1);
+        }
+    expect(kn, "gather, past its end", rows * cols, get(kn, to, rows * cols), UNTOUCHED, 0);
+    if (kind == QKVC_REAL || col < 1 || col > 3) return;
+    for (int i = 0; i <= 3 * MAX_D; ++i) back[i] = 7777;
+    kn->shorten(to, cols, kind, back, col);
+    for (int i = 0; i <= cols * col; ++i)
+        expect(kn, "shorten through strides", i, back[i], i % col || i == cols * col ? 7777 : halves[middle + i], 0);
+}
+
+/* A block for pairs: key rows get an even number of columns, value rows are zipped; behind an odd end stands 0. */
+static void check_gather_pairs(const Set *kn, int rows, int cols, int row, int col)
+{
+    static uint16_t x[2 * 9 * 4 * MAX_D], keys[9 * (MAX_D + 1) + 1], values[10 * MAX_D + 1];
+    const int middle = 9 * 4 * MAX_D, even = cols + cols % 2, up = rows + rows % 2;
+    for (int i = 0; i < 2 * middle; ++i) x[i] = (uint16_t)(i * 40503);
+    keys[rows * even] = values[up * cols] = 7777;
+    kn->gather(x + middle, row, col, QKVC_BFLOAT16, rows, cols, keys);
+    kn->gather_values(x + middle, row, col, QKVC_BFLOAT16, rows, cols, values);
+    for (int i = 0; i < rows; ++i)
+        for (int c = 0; c < even; ++c) expect(kn, "gather of pairs", c, keys[i * even + c], c < cols ? x[middle + i * row + c * col] : 0, 0);
+    for (int i = 0; i < up; ++i)
+        for (int c = 0; c < cols; ++c)
+            expect(kn, "gather_values", c, values[(i / 2 * cols + c) * 2 + i % 2], i < rows ? x[middle + i * row + c * col] : 0, 0);
+    expect(kn, "gather of pairs, past its end", rows, keys[rows * even], 7777, 0);
+    expect(kn, "gather_values, past its end", rows, values[up * cols], 7777, 0);
+}
+
+static void check_set(const Set *kn)
+{
+    static const int widths[] = {1, 16, 40, 7, 33, 64, 80}, keys[] = {1, 16, 31, 100, 127, 128}, strides[] = {1, 3, -1, 0};
+    const int tile = kn->lanes * kn->vecs;
+    worst = 0;
+    for (int queries = 1; queries <= QKVC_FEW && queries <= tile; ++queries)
+        for (int i = 0; i < 7; ++i)
+            for (int j = 0; j < 6; ++j) check_few(kn, &(struct few){queries, widths[i], widths[(i + j + queries) % 7], keys[j]});
+    for (int i = 0; i < 7; ++i)
+        for (int j = 0; j < 4; ++j) {
+            const int rows = 1 + 2 * i % 9, row = (i % 2 ? 2 : -2) * MAX_D + 5;
+            if (kn->kind == QKVC_BFLOAT16)
+                check_gather_pairs(kn, rows, widths[i], row, strides[j]);
+            else
+                for (int kind = QKVC_REAL; kind <= (kn->shorten ? QKVC_BFLOAT16 : QKVC_REAL); ++kind)
+                    check_gather(kn, kind, rows, widths[i], row, strides[j]);
+        }
+    for (int width = 1; width <= MAX_D; ++width)
+        for (int way = 0; way < 4; ++way) check_turn(kn, width, width / 2 - way % 2 * (width / 8), way % 2, way / 2);
+    printf("%-10s %s  rows: largest error %.2f of what is allowed\n", kn->name, kn->dtype, worst);
+}
+
+int main(void)
+{
+    int count;
+    const Set *const *sets = qkvc_kernel_sets(&count);
+    for (int i = 0; i < count; ++i) {
+        check_set(sets[i]), check_set(sets[i]->float64);
+        if (sets[i]->bfloat16) check_set(sets[i]->bfloat16);
+    }
+    if (failures) printf("%d failures\n", failures);
+    return failures != 0;
+}
