@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -194,6 +195,16 @@ def test_golden_cosines(real: Model) -> None:
     food, bread, horse = real.model.encode(real.sentences[:3])
     assert food @ bread == pytest.approx(0.7553, abs=1e-3)
     assert food @ horse == pytest.approx(0.2474, abs=1e-3)
+
+
+def test_bfloat16_hardly_moves_a_cosine(real: Model, isa: str, figures: list[str]) -> None:
+    """Weights that bfloat16 has, and queries, keys and values rounded to it."""
+    narrow = {name: x.astype(ml_dtypes.bfloat16).astype(np.float32) for name, x in real.tensors.items() if x.dtype == np.float32}
+    vectors = real.model.encode(real.sentences)
+    rounded = MiniLM(real.config, narrow, real.model.tokenizer, precision="bf16").encode(real.sentences)
+    off = np.abs(rounded @ rounded.T - vectors @ vectors.T).max()
+    figures.append(f"MiniLM in bfloat16, {isa}: a cosine moves by {off:.1e} at most")
+    assert 0 < off < 0.01
 
 
 def test_long_sentences_are_cut(real: Model) -> None:

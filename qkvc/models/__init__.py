@@ -1,5 +1,6 @@
 """Real models on NumPy and qkvc, nothing else: each is also an example of how to use them."""
 
+from .llama import Llama
 from .minilm import MiniLM
 
-__all__ = ["MiniLM"]
+__all__ = ["Llama", "MiniLM"]

