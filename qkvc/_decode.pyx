@@ -20,6 +20,7 @@ from qkvc._tile cimport (
     Tile,
     W,
     adjust,
+    bring_rows,
     few_width,
     find,
     finish,
@@ -67,7 +68,11 @@ cdef void read_block(const Problem *p, Scratch *s, const Tile *t, int64_t index,
             put(p, b.l, i, 0)
         memset(b.O, 0, <size_t>(queries * few_width(p) * p.item))
         return
-    kn.few_scores(s.Q, queries, <int>p.D, block.K, block.K_row, block.keys, s.P)   # S <- Q KT
+    if p.few_copy_key:
+        bring_rows(p, &p.key, block.keys, p.D, s.K, &block.K, &block.K_row, &block.K_kind)
+    if p.few_copy_value:
+        bring_rows(p, &p.value, block.keys, p.Dv, s.V, &block.V, &block.V_row, &block.V_kind)
+    kn.few_scores(s.Q, queries, <int>p.D, block.K, block.K_row, block.K_kind, block.keys, s.P) # S <- Q KT
     if p.softcap or p.slopes or p.has_bias or block.masked or block.clipped:      # by way of a tile, which knows how
         for i in range(t.vecs * kn.lanes):
             row[i] = s.P + min(i, queries - 1) * W * p.item
@@ -77,7 +82,7 @@ cdef void read_block(const Problem *p, Scratch *s, const Tile *t, int64_t index,
         adjust(p, s, t, depth, &block)
         kn.store(s.S, block.keys, s.alpha, queries, row, 1)
     kn.few_softmax(s.P, queries, block.keys, b.m, b.l)                              # P <- exp2(S - m_b)
-    kn.few_values(s.P, queries, block.V, block.V_row, <int>p.Dv, block.keys, b.O)   # O_b <- P V
+    kn.few_values(s.P, queries, block.V, block.V_row, block.V_kind, <int>p.Dv, block.keys, b.O)   # O_b <- P V
 
 
 cdef void decode(void *context, Py_ssize_t task, int worker) noexcept nogil:

@@ -45,9 +45,10 @@ cdef extern from "kernels.h" nogil:
         void (*turn)(void *x, int width, const void *weight, double eps, int pairs, bint interleaved, const void *cos,
                      const void *sin) noexcept nogil
         void (*few_pack)(const void *const *rows, Py_ssize_t col, int D, double scale, int queries, void *Q) noexcept nogil
-        void (*few_scores)(const void *Q, int queries, int D, const void *K, Py_ssize_t row, int n, void *S) noexcept nogil
+        void (*few_scores)(const void *Q, int queries, int D, const void *K, Py_ssize_t row, int kind, int n, void *S) noexcept nogil
         void (*few_softmax)(void *S, int queries, int n, void *m_b, void *l_b) noexcept nogil
-        void (*few_values)(const void *P, int queries, const void *V, Py_ssize_t row, int Dv, int n, void *O_b) noexcept nogil
+        void (*few_values)(const void *P, int queries, const void *V, Py_ssize_t row, int kind, int Dv, int n,
+                           void *O_b) noexcept nogil
         void (*few_merge)(const void *m_b, const void *l_b, const void *O_b, int queries, int Dv, void *m, void *l, void *O) noexcept nogil
         bint (*few_store)(const void *O, int Dv, const void *factor, int queries, void *const *rows, Py_ssize_t col) noexcept nogil
         bint (*finite)(const void *O, int Dv, const void *l, int vecs) noexcept nogil

@@ -62,7 +62,8 @@ ctypedef struct Problem:
     Py_ssize_t tasks          # tiles, or pieces, of all batch items and key heads
     Py_ssize_t blocks         # of keys, of one key head of all batch items, that wait in parts
     double work               # in flops, with what lanes cost beside theirs
-    bint copy_key, copy_value
+    bint copy_key, copy_value             # are blocks copied before the kernels read them?  And those of few queries,
+    bint few_copy_key, few_copy_value     # which widen as they load, and join value rows themselves
     bint apart                # blocks are not merged: every one has a place of its own in out, which has an axis more, the first
     int threads
     char *lse                 # reals (batch, heads, Lq), contiguous, or NULL

@@ -240,10 +240,11 @@ cdef int positions(Plan plan, object causal, object q_offset, object window, obj
     return 0
 
 
-cdef bint aliases(const Kernels *kernels, const View *view, Py_ssize_t rows, Py_ssize_t cols) noexcept:
-    """Must a block of these rows be copied before the kernels read it?"""
-    if view.kind != kernels.kind or (cols > 1 and view.col != 1):
-        return True
+cdef bint scattered(const View *view, Py_ssize_t cols) noexcept:
+    return cols > 1 and view.col != 1
+
+
+cdef bint aliases(const View *view, Py_ssize_t rows) noexcept:
     return rows > 8 and view.row != 0 and (view.row * view.size) % ALIASING_STRIDE == 0
 
 
@@ -332,10 +333,12 @@ cdef Plan make_plan(object query, object key, object value, object mask, object 
 
     set_strides(p, &p.query, q, head, row)
     set_strides(p, &p.key, k, head, row)
-    p.copy_key = aliases(p.kernels, &p.key, p.Lk, p.D) or (p.kernels.kind == QKVC_BFLOAT16 and p.D % 2 != 0)
+    p.few_copy_key = scattered(&p.key, p.D) or aliases(&p.key, p.Lk) or (p.kernels.kind == QKVC_BFLOAT16 and p.D % 2 != 0)
+    p.copy_key = p.few_copy_key or p.key.kind != p.kernels.kind
     if v != NULL:
         set_strides(p, &p.value, v, head, row)
-        p.copy_value = aliases(p.kernels, &p.value, p.Lk, p.Dv) or p.kernels.kind == QKVC_BFLOAT16
+        p.few_copy_value = scattered(&p.value, p.Dv)  # of these, whole rows are read
+        p.copy_value = p.few_copy_value or aliases(&p.value, p.Lk) or p.value.kind != p.kernels.kind or p.kernels.kind == QKVC_BFLOAT16
     p.scale = (1 / sqrt(<double>p.D) if p.D else 1.0) if scale is None else as_finite("scale", scale)
     p.unit = LOG2_E
     p.softcap = 0.0 if softcap is None else as_softcap(softcap)

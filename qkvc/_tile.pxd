@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t, uint8_t
 
 from qkvc._kernels cimport QKVC_BLOCK, QKVC_FEW, Task
-from qkvc._plan cimport Plan, Problem
+from qkvc._plan cimport Plan, Problem, View
 from qkvc._workers cimport Job
 
 cdef enum:
@@ -61,6 +61,7 @@ ctypedef struct Block:
     const char *K      # its rows, in place or copied
     const char *V
     Py_ssize_t K_row, V_row
+    int K_kind, V_kind
 
 # A block's part for few queries, laid out in its memory.
 ctypedef struct Part:
@@ -89,7 +90,9 @@ cdef Py_ssize_t query_rows(const Problem *p, Scratch *s, const Tile *t, const vo
 cdef void pack_queries(const Problem *p, Scratch *s, const Tile *t) noexcept nogil
 cdef void start(const Problem *p, Scratch *s) noexcept nogil
 cdef bint look(const Problem *p, Scratch *s, const Tile *t, int64_t index, int *depth, Block *b) noexcept nogil
-cdef void score(const Problem *p, Scratch *s, const Tile *t, const int *depth, const Block *b) noexcept nogil
+cdef void bring_rows(const Problem *p, const View *view, int n, Py_ssize_t cols, char *to, const char **x, Py_ssize_t *row,
+                     int *kind) noexcept nogil
+cdef void score(const Problem *p, Scratch *s, const Tile *t, const int *depth, Block *b) noexcept nogil
 cdef void adjust(const Problem *p, Scratch *s, const Tile *t, const int *depth, const Block *b) noexcept nogil
 cdef void note_allowed(const Problem *p, Scratch *s, const Tile *t, const int *depth, const Block *b) noexcept nogil
 cdef void settle(const Problem *p, Scratch *s, const Tile *t, bint want_lse) noexcept nogil

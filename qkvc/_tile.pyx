@@ -202,13 +202,15 @@ cdef bint look(const Problem *p, Scratch *s, const Tile *t, int64_t index, int *
     b.V, b.V_row = t.V, 0
     if t.V:
         b.V, b.V_row = t.V + b.first * p.value.row * p.value.size, p.value.row
-    if p.copy_key:
-        p.kernels.gather(b.K, p.key.row, p.key.col, p.key.kind, b.keys, <int>p.D, s.K)
-        b.K, b.K_row = s.K, p.D if p.kernels.kind == QKVC_REAL else p.D + p.D % 2
-    if p.copy_value:
-        p.kernels.gather_values(b.V, p.value.row, p.value.col, p.value.kind, b.keys, <int>p.Dv, s.V)
-        b.V, b.V_row = s.V, p.Dv
+    b.K_kind, b.V_kind = p.key.kind, p.value.kind
     return True
+
+
+cdef void bring_rows(const Problem *p, const View *view, int n, Py_ssize_t cols, char *to, const char **x, Py_ssize_t *row,
+                     int *kind) noexcept nogil:
+    """Copy n rows to where they lie side by side, as the set's own numbers."""
+    p.kernels.gather(x[0], view.row, view.col, view.kind, n, <int>cols, to)
+    x[0], row[0], kind[0] = to, cols if p.kernels.kind == QKVC_REAL else cols + cols % 2, p.kernels.kind
 
 
 cdef int reach(const uint8_t *const *lane, Py_ssize_t col, int64_t first, int queries, int n) noexcept nogil:
@@ -259,8 +261,13 @@ cdef bint shut(const Problem *p, const Scratch *s, const Block *b, int queries) 
 
 # ------------------------------------------------------------------------------------------------------------------------ the scores
 
-cdef void score(const Problem *p, Scratch *s, const Tile *t, const int *depth, const Block *b) noexcept nogil:
+cdef void score(const Problem *p, Scratch *s, const Tile *t, const int *depth, Block *b) noexcept nogil:
     """S <- K QT, capped, sloped, biased, and -inf where masked"""
+    if p.copy_key:
+        bring_rows(p, &p.key, b.keys, p.D, s.K, &b.K, &b.K_row, &b.K_kind)
+    if p.copy_value:
+        p.kernels.gather_values(b.V, p.value.row, p.value.col, p.value.kind, b.keys, <int>p.Dv, s.V)
+        b.V, b.V_row = s.V, p.Dv
     p.kernels.scores(b.K, b.K_row, <int>p.D, s.QT, depth, t.vecs, b.V, b.V_row, <int>p.Dv, s.S)
     adjust(p, s, t, depth, b)
 

@@ -6,11 +6,14 @@
  *     O[i][c]   = sum over j of P[i][j] * V[j][c]            rows of V, which are vectors where they lie
  *
  * Rows of S are QKVC_BLOCK numbers long, rows of O the next multiple of LANES after Dv.  Every sum has the tile's order, and so its bits.
+ * Keys and values of 16 bits are widened as they are loaded.
  *
- * What bounds it is memory.  The hardware fetches ahead of loads in address order, not of the columns of a square: rows are touched first
- * (one query, 128 MB of K and V, D = 64: 25 GB/s a core against 6).  Where several queries keep the core busy with arithmetic, so that
- * loads alone no longer run ahead, the rows of the next block are fetched towards L2 meanwhile (8 queries: 13 -> 17 GB/s; with a single
- * query it would cost a tenth). */
+ * What bounds it is memory, so the next piece must be on its way while this one is computed (Zen 4, D = 128, K and V of 128 MB, one core of
+ * two at work, one / four / eight queries, GB/s):
+ *   rows as the squares want them                                                    5 /  5 /  5
+ *   rows touched in address order first: hardware fetches ahead of nothing else     18 / 12 /  9
+ *   ... and the same square of the next block fetched between the FMAs of this one  26 / 24 / 17
+ * Fetched in one go instead, the lines would fill the miss buffers and the FMAs wait behind them: no gain at all. */
 
 #ifdef QKVC_X86
 #define KEEP(x) __asm__ volatile("" ::"x"(x))
@@ -33,15 +36,38 @@ enum { FEW_ROWS = VREGS / 4, FEW_VECS = VREGS / 8 }; /* 32 registers: 16 + 8 + 1
 
 static INLINE int whole_vectors(int n) { return (n + LANES - 1) / LANES * LANES; }
 
-/* Load n rows of cols numbers and drop them.  Whole vectors, of which no compiler knows that they are dropped: scalar loads, one a cache
- * line, run at half the speed. */
-static INLINE void touch(const REAL *x, ptrdiff_t row, int n, int cols)
+static INLINE int size_of(const int kind) { return kind == QKVC_REAL ? sizeof(REAL) : 2; }
+
+/* Number i of an array of that kind, and its neighbours; then of no more than n of them, zero behind */
+static INLINE vec load_of(const int kind, const void *x, ptrdiff_t i)
 {
+#if REAL_SIZE == 4
+    if (kind == QKVC_FLOAT16) return v_load_f16((const uint16_t *)x + i);
+    if (kind == QKVC_BFLOAT16) return v_load_bf16((const uint16_t *)x + i);
+#endif
+    (void)kind;
+    return v_load((const REAL *)x + i);
+}
+
+static INLINE vec load_n_of(const int kind, const void *x, ptrdiff_t i, int n)
+{
+    uint16_t t[LANES] = {0};
+    if (kind == QKVC_REAL) return v_load_n((const REAL *)x + i, n);
+    for (int k = 0; k < n; ++k) t[k] = ((const uint16_t *)x)[i + k];
+    return load_of(kind, t, 0);
+}
+
+/* Load n rows and drop them; all in bytes.  Whole vectors, of which no compiler knows that they are dropped: scalar loads, one a cache line,
+ * run at half the speed. */
+static INLINE void touch(const char *x, ptrdiff_t row, int n, int cols)
+{
+    enum { VECTOR = sizeof(vec) };
     if (row == cols) cols *= n, n = 1;
     for (int i = 0; i < n; ++i, x += row) {
-        int c = (int)(-(uintptr_t)x % 64 / sizeof(REAL));
-        for (; c + 8 * LANES <= cols; c += 8 * LANES) UNROLL for (int k = 0; k < 8 * LANES; k += LANES) KEEP(v_load(x + c + k));
-        for (; c + LANES <= cols; c += LANES) KEEP(v_load(x + c));
+        int c = (int)(-(uintptr_t)x % 64);
+        for (; c + 8 * VECTOR <= cols; c += 8 * VECTOR)
+            UNROLL for (int k = 0; k < 8; ++k) KEEP(v_load((const REAL *)(const void *)(x + c + k * VECTOR)));
+        for (; c + VECTOR <= cols; c += VECTOR) KEEP(v_load((const REAL *)(const void *)(x + c)));
     }
 }
 
@@ -54,45 +80,64 @@ static void few_pack(const void *const *rows, ptrdiff_t col, int D, double scale
             for (int c = 0; c < SEGMENT; ++c) Q[c] = d + c < D ? ((const REAL *)rows[i])[(d + c) * col] * (REAL)scale : 0;
 }
 
-/* S[i] += Q[i] . K of LANES keys, over a segment of d that has n <= SEGMENT numbers. */
-static INLINE void few_scores_segment(const int rows, const REAL *Q, const REAL *const *K, ptrdiff_t d, const int n, REAL *S)
+/* S[i] += Q[i] . K of LANES keys, over a segment of d that has n <= SEGMENT numbers; what lies `ahead` bytes behind it is fetched */
+static INLINE void few_scores_segment(const int rows, const int kind, const REAL *Q, const char *const *K, ptrdiff_t ahead, ptrdiff_t d,
+                                      const int n, REAL *S)
 {
+    const int line = 64 / size_of(kind);
     vec acc[FEW_ROWS];
     UNROLL for (int i = 0; i < rows; ++i) acc[i] = v_set1(0);
     UNROLL for (int s = 0; s < SEGMENT; s += LANES) {
         vec t[LANES];
         if (s >= n) break;
-        UNROLL for (int k = 0; k < LANES; ++k) t[k] = s + LANES <= n ? v_load(K[k] + d + s) : v_load_n(K[k] + d + s, n - s);
+        UNROLL for (int k = 0; k < LANES; ++k) t[k] = s + LANES <= n ? load_of(kind, K[k], d + s) : load_n_of(kind, K[k], d + s, n - s);
         v_transpose(t);
-        UNROLL for (int c = 0; c < LANES; ++c)
+        UNROLL for (int c = 0; c < LANES; ++c) {
+            if (ahead && (line > SEGMENT ? d % line == 0 : s % line == 0)) __builtin_prefetch(K[c] + (d + s) * size_of(kind) + ahead, 0, 2);
             UNROLL for (int i = 0; i < rows; ++i) acc[i] = v_fma(v_set1(Q[i * SEGMENT + s + c]), t[c], acc[i]);
+        }
     }
     UNROLL for (int i = 0; i < rows; ++i) v_store(S + i * QKVC_BLOCK, v_add(v_load(S + i * QKVC_BLOCK), acc[i]));
 }
 
-static INLINE void few_scores_keys(const int rows, const REAL *Q, ptrdiff_t next, const REAL *const *K, int D, REAL *S)
+static INLINE void few_scores_keys(const int rows, const int kind, const REAL *Q, ptrdiff_t next, const char *const *K, ptrdiff_t ahead,
+                                   int D, REAL *S)
 {
     ptrdiff_t d = 0;
     UNROLL for (int i = 0; i < rows; ++i) v_store(S + i * QKVC_BLOCK, v_set1(0));
-    for (; d + SEGMENT <= D; d += SEGMENT, Q += next) few_scores_segment(rows, Q, K, d, SEGMENT, S);
-    if (d < D) few_scores_segment(rows, Q, K, d, D - (int)d, S);
+    for (; d + SEGMENT <= D; d += SEGMENT, Q += next) few_scores_segment(rows, kind, Q, K, ahead, d, SEGMENT, S);
+    if (d < D) few_scores_segment(rows, kind, Q, K, ahead, d, D - (int)d, S);
 }
 
-static void few_scores(const void *Q_, int queries, int D, const void *K_, ptrdiff_t row, int n, void *S)
+static INLINE void few_scores_of(const int kind, const REAL *Q, int queries, int D, const char *K, ptrdiff_t row, int n, REAL *S)
 {
-    const REAL *Q = Q_, *K = K_;
     for (int j = 0; j < n; j += LANES) {
-        const REAL *keys[LANES];
+        const char *keys[LANES];
         const int live = least(LANES, n - j);
         for (int k = 0; k < LANES; ++k) keys[k] = K + (j + least(k, live - 1)) * row;
-        touch(keys[0], row, live, D);
-        if (queries > 1) fetch_rows(K + (j + QKVC_BLOCK) * row, row, live, D);
+        touch(keys[0], row, live, D * size_of(kind));
         for (int i = 0; i < queries; i += FEW_ROWS) {
-#define SCORES(rows) few_scores_keys(rows, Q + i * SEGMENT, queries * SEGMENT, keys, D, (REAL *)S + i * QKVC_BLOCK + j)
+            const ptrdiff_t ahead = i ? 0 : QKVC_BLOCK * row;
+#define SCORES(rows) few_scores_keys(rows, kind, Q + i * SEGMENT, queries * SEGMENT, keys, ahead, D, S + i * QKVC_BLOCK + j)
             ONE_TO_FEW(least(queries - i, FEW_ROWS), SCORES)
 #undef SCORES
         }
     }
+}
+
+/* One text for each kind of number; a set of float64 takes reals only. */
+#if REAL_SIZE == 4
+#define EACH_KIND(kind, DO)                                                                                                                \
+    switch (kind) { case QKVC_FLOAT16: DO(QKVC_FLOAT16); break; case QKVC_BFLOAT16: DO(QKVC_BFLOAT16); break; default: DO(QKVC_REAL); }
+#else
+#define EACH_KIND(kind, DO) (void)kind, DO(QKVC_REAL);
+#endif
+
+static void few_scores(const void *Q, int queries, int D, const void *K, ptrdiff_t row, int kind, int n, void *S)
+{
+#define SCORES(kind) few_scores_of(kind, Q, queries, D, K, row * size_of(kind), n, S)
+    EACH_KIND(kind, SCORES)
+#undef SCORES
 }
 
 /* The largest of a row's n scores.  What lies behind them, up to a multiple of `whole`, becomes -inf. */
@@ -125,16 +170,18 @@ static void few_softmax(void *S_, int queries, int n, void *m, void *l)
     }
 }
 
-/* O[i] += P[i] . V over a segment of n keys, in vecs * LANES columns; or in the last `part` of them, if it is not 0. */
-static INLINE void few_values_strip(const int rows, const int vecs, const int part, const REAL *P, const REAL *V, ptrdiff_t row, int n,
-                                    REAL *O, int width)
+/* O[i] += P[i] . V over a segment of n keys, in vecs * LANES columns from c on; or in the last `part` of them, if it is not 0 */
+static INLINE void few_values_strip(const int rows, const int vecs, const int kind, const int part, const REAL *P, const char *V,
+                                    ptrdiff_t row, ptrdiff_t ahead, ptrdiff_t c, int n, REAL *O, int width)
 {
     vec acc[4][2 * FEW_VECS];
     UNROLL for (int i = 0; i < rows; ++i)
         UNROLL for (int v = 0; v < vecs; ++v) acc[i][v] = v_set1(0);
     for (int j = 0; j < n; ++j, V += row) {
         vec b[2 * FEW_VECS];
-        UNROLL for (int v = 0; v < vecs; ++v) b[v] = part ? v_load_n(V, part) : v_load(V + v * LANES);
+        UNROLL for (int v = 0; v < vecs; ++v) b[v] = part ? load_n_of(kind, V, c, part) : load_of(kind, V, c + v * LANES);
+        UNROLL for (int v = 0; v < vecs; ++v)
+            if (ahead && v * LANES * size_of(kind) % 64 == 0) __builtin_prefetch(V + (c + v * LANES) * size_of(kind) + ahead, 0, 2);
         UNROLL for (int i = 0; i < rows; ++i) {
             vec p = v_set1(P[i * QKVC_BLOCK + j]);
             UNROLL for (int v = 0; v < vecs; ++v) acc[i][v] = v_fma(b[v], p, acc[i][v]);
@@ -142,37 +189,45 @@ static INLINE void few_values_strip(const int rows, const int vecs, const int pa
     }
     UNROLL for (int i = 0; i < rows; ++i)
         UNROLL for (int v = 0; v < vecs; ++v) {
-            REAL *o = O + i * width + v * LANES;
+            REAL *o = O + i * width + c + v * LANES;
             v_store(o, v_add(v_load(o), acc[i][v]));
         }
 }
 
-static INLINE void few_values_rows(const int rows, const REAL *P, const REAL *V, ptrdiff_t row, int Dv, int n, REAL *O, int width)
+static INLINE void few_values_rows(const int rows, const int kind, const REAL *P, const char *V, ptrdiff_t row, ptrdiff_t ahead, int Dv,
+                                   int n, REAL *O, int width)
 {
-    int c = 0;
+    ptrdiff_t c = 0;
+#define STRIP(vecs, part) few_values_strip(rows, vecs, kind, part, P, V, row, ahead, c, n, O, width)
     if (rows == 1) /* as many chains as hide the FMA's latency */
-        for (; c + 2 * FEW_VECS * LANES <= Dv; c += 2 * FEW_VECS * LANES) few_values_strip(1, 2 * FEW_VECS, 0, P, V + c, row, n, O + c, width);
-    for (; c + FEW_VECS * LANES <= Dv; c += FEW_VECS * LANES) few_values_strip(rows, FEW_VECS, 0, P, V + c, row, n, O + c, width);
-    for (; c + LANES <= Dv; c += LANES) few_values_strip(rows, 1, 0, P, V + c, row, n, O + c, width);
-    if (c < Dv) few_values_strip(rows, 1, Dv - c, P, V + c, row, n, O + c, width);
+        for (; c + 2 * FEW_VECS * LANES <= Dv; c += 2 * FEW_VECS * LANES) STRIP(2 * FEW_VECS, 0);
+    for (; c + FEW_VECS * LANES <= Dv; c += FEW_VECS * LANES) STRIP(FEW_VECS, 0);
+    for (; c + LANES <= Dv; c += LANES) STRIP(1, 0);
+    if (c < Dv) STRIP(1, Dv - (int)c);
+#undef STRIP
 }
 
-static void few_values(const void *P_, int queries, const void *V_, ptrdiff_t row, int Dv, int n, void *O_)
+static INLINE void few_values_of(const int kind, const REAL *P, int queries, const char *V, ptrdiff_t row, int Dv, int n, REAL *O)
 {
-    const REAL *P = P_, *V = V_;
-    REAL *O = O_;
     const int width = whole_vectors(Dv), strip = (queries == 1 ? 2 : 1) * FEW_VECS * LANES;
     for (int c = 0; c < queries * width; c += LANES) v_store(O + c, v_set1(0));
     for (int j = 0; j < n; j += SEGMENT, V += SEGMENT * row) {
         const int live = least(SEGMENT, n - j);
-        if (Dv > strip) touch(V, row, live, Dv);
-        if (queries > 1) fetch_rows(V + QKVC_BLOCK * row, row, live, Dv);
+        if (Dv > strip) touch(V, row, live, Dv * size_of(kind)); /* else the strip itself is in address order */
         for (int i = 0; i < queries; i += 4) {
-#define VALUES(rows) few_values_rows(rows, P + i * QKVC_BLOCK + j, V, row, Dv, live, O + i * width, width)
+            const ptrdiff_t ahead = i ? 0 : QKVC_BLOCK * row;
+#define VALUES(rows) few_values_rows(rows, kind, P + i * QKVC_BLOCK + j, V, row, ahead, Dv, live, O + i * width, width)
             ONE_TO_4(least(queries - i, 4), VALUES)
 #undef VALUES
         }
     }
+}
+
+static void few_values(const void *P, int queries, const void *V, ptrdiff_t row, int kind, int Dv, int n, void *O)
+{
+#define VALUES(kind) few_values_of(kind, P, queries, V, row * size_of(kind), Dv, n, O)
+    EACH_KIND(kind, VALUES)
+#undef VALUES
 }
 
 /* (m, l, O) takes (m_b, l_b, O_b) in, as `softmax` and `values` do it for a tile. */

@@ -14,41 +14,44 @@ static void few_pack_pairs(const void *const *rows, ptrdiff_t col, int D, double
             for (int c = 0; c < 2 * PAIRS; ++c) Q[c] = d + c < D ? ((const uint16_t *)rows[i])[(d + c) * col] : 0;
 }
 
-static INLINE void few_dot(const int rows, const pair *Q, const uint16_t *const *K, ptrdiff_t d, const int n, vec acc[])
+static INLINE void few_dot(const int rows, const pair *Q, const char *const *K, ptrdiff_t ahead, ptrdiff_t d, const int n, vec acc[])
 {
     vec t[LANES];
     UNROLL for (int k = 0; k < LANES; ++k) {
-        const REAL *x = (const REAL *)(const void *)(K[k] + d);
+        const REAL *x = (const REAL *)(const void *)(K[k] + d * 2);
         t[k] = n == PAIRS ? v_load(x) : v_load_n(x, n);
     }
     v_transpose(t);
-    UNROLL for (int c = 0; c < PAIRS; ++c)
+    UNROLL for (int c = 0; c < PAIRS; ++c) {
+        if (ahead) __builtin_prefetch(K[c] + d * 2 + ahead, 0, 2); /* a key's 32 columns are a line */
         UNROLL for (int i = 0; i < rows; ++i) acc[i] = p_dot(acc[i], (vpairs)t[c], p_set1(Q[i * PAIRS + c]));
+    }
 }
 
-static INLINE void few_pair_scores_keys(const int rows, const pair *Q, ptrdiff_t next, vec scale, const uint16_t *const *K, int D, REAL *S)
+static INLINE void few_pair_scores_keys(const int rows, const pair *Q, ptrdiff_t next, vec scale, const char *const *K, ptrdiff_t ahead, int D,
+                                        REAL *S)
 {
     vec acc[FEW_ROWS];
     ptrdiff_t d = 0;
     UNROLL for (int i = 0; i < rows; ++i) acc[i] = v_set1(0);
-    for (; d + 2 * PAIRS <= D; d += 2 * PAIRS, Q += next) few_dot(rows, Q, K, d, PAIRS, acc);
-    if (d < D) few_dot(rows, Q, K, d, (D - (int)d + 1) / 2, acc);
+    for (; d + 2 * PAIRS <= D; d += 2 * PAIRS, Q += next) few_dot(rows, Q, K, ahead, d, PAIRS, acc);
+    if (d < D) few_dot(rows, Q, K, ahead, d, (D - (int)d + 1) / 2, acc);
     UNROLL for (int i = 0; i < rows; ++i) v_store(S + i * QKVC_BLOCK, v_mul(acc[i], scale));
 }
 
-static void few_pair_scores(const void *Q_, int queries, int D, const void *K_, ptrdiff_t row, int n, void *S)
+static void few_pair_scores(const void *Q_, int queries, int D, const void *K, ptrdiff_t row, int kind, int n, void *S)
 {
     const pair *Q = (const pair *)Q_ + PAIRS;
-    const uint16_t *K = K_;
     const vec scale = v_load(Q_);
+    (void)kind;
     for (int j = 0; j < n; j += LANES) {
-        const uint16_t *keys[LANES];
+        const char *keys[LANES];
         const int live = least(LANES, n - j);
-        for (int k = 0; k < LANES; ++k) keys[k] = K + (j + least(k, live - 1)) * row;
-        touch((const REAL *)(const void *)keys[0], row / 2, live, D / 2);
-        if (queries > 1) fetch_rows((const REAL *)(const void *)(K + (j + QKVC_BLOCK) * row), row / 2, live, D / 2);
+        for (int k = 0; k < LANES; ++k) keys[k] = (const char *)K + (j + least(k, live - 1)) * row * 2;
+        touch(keys[0], row * 2, live, D * 2);
         for (int i = 0; i < queries; i += FEW_ROWS) {
-#define SCORES(rows) few_pair_scores_keys(rows, Q + i * PAIRS, queries * PAIRS, scale, keys, D, (REAL *)S + i * QKVC_BLOCK + j)
+            const ptrdiff_t ahead = i ? 0 : QKVC_BLOCK * row * 2;
+#define SCORES(rows) few_pair_scores_keys(rows, Q + i * PAIRS, queries * PAIRS, scale, keys, ahead, D, (REAL *)S + i * QKVC_BLOCK + j)
             ONE_TO_FEW(least(queries - i, FEW_ROWS), SCORES)
 #undef SCORES
         }
@@ -75,42 +78,58 @@ static void few_pair_softmax(void *S_, int queries, int n, void *m, void *l)
     }
 }
 
-/* O[i] = P[i] . V over a block's pairs of keys */
-static INLINE void few_pair_values_strip(const int rows, const int vecs, const int part, const pair *P, const pair *V, ptrdiff_t row,
-                                         int pairs, REAL *O, int width)
+/* O[i] += P[i] . V over pairs of value rows, joined on the way: 2 * vecs * LANES columns from c on, or the last `part` of two vectors.  The
+ * chain goes on in O from segment to segment. */
+static INLINE void few_pair_values_strip(const int rows, const int vecs, const int part, const pair *P, const char *V, ptrdiff_t row,
+                                         ptrdiff_t ahead, ptrdiff_t c, int n, REAL *O, int width)
 {
     vec acc[4][FEW_VECS];
     UNROLL for (int i = 0; i < rows; ++i)
-        UNROLL for (int v = 0; v < vecs; ++v) acc[i][v] = v_set1(0);
-    for (int j = 0; j < pairs; ++j, V += row) {
-        vpairs b[FEW_VECS];
-        UNROLL for (int v = 0; v < vecs; ++v)
-            b[v] = part ? (vpairs)v_load_n((const REAL *)(const void *)V, part) : p_load(V + v * LANES);
+        UNROLL for (int v = 0; v < vecs; ++v) acc[i][v] = v_load(O + i * width + c + v * LANES);
+    for (int j = 0; j < n; j += 2, V += 2 * row) {
+        vpairs b[FEW_VECS]; /* always two at once */
+        UNROLL for (int v = 0; v < vecs; v += 2) {
+            const char *even = V + (c + v * LANES) * 2, *odd = even + row;
+            p_join((const uint16_t *)(const void *)even, j + 1 < n ? (const uint16_t *)(const void *)odd : NULL, part ? part : 2 * LANES, b + v);
+            if (ahead) __builtin_prefetch(even + ahead, 0, 2), __builtin_prefetch(odd + ahead, 0, 2);
+        }
         UNROLL for (int i = 0; i < rows; ++i) {
-            const vpairs p = p_set1(P[i * QKVC_BLOCK + j]);
+            const vpairs p = p_set1(P[i * QKVC_BLOCK + j / 2]);
             UNROLL for (int v = 0; v < vecs; ++v) acc[i][v] = p_dot(acc[i][v], b[v], p);
         }
     }
     UNROLL for (int i = 0; i < rows; ++i)
-        UNROLL for (int v = 0; v < vecs; ++v) v_store(O + i * width + v * LANES, acc[i][v]);
+        UNROLL for (int v = 0; v < vecs; ++v) v_store(O + i * width + c + v * LANES, acc[i][v]);
 }
 
-static void few_pair_values(const void *P_, int queries, const void *V_, ptrdiff_t row, int Dv, int n, void *O_)
+static INLINE void few_pair_values_rows(const int rows, const pair *P, const char *V, ptrdiff_t row, ptrdiff_t ahead, int Dv, int n, REAL *O,
+                                        int width)
 {
-    const pair *P = P_, *V = V_;
+    ptrdiff_t c = 0;
+#define STRIP(vecs, part) few_pair_values_strip(rows, vecs, part, P, V, row, ahead, c, n, O, width)
+    for (; c + FEW_VECS * LANES <= Dv; c += FEW_VECS * LANES) STRIP(FEW_VECS, 0);
+    for (; c + 2 * LANES <= Dv; c += 2 * LANES) STRIP(2, 0);
+    if (c < Dv && Dv - c <= LANES) STRIP(1, Dv - (int)c);
+    else if (c < Dv) STRIP(2, Dv - (int)c);
+#undef STRIP
+}
+
+static void few_pair_values(const void *P_, int queries, const void *V_, ptrdiff_t row, int kind, int Dv, int n, void *O_)
+{
+    const pair *P = P_;
+    const char *V = V_;
     REAL *O = O_;
-    const int width = whole_vectors(Dv), pairs = (n + 1) / 2;
-    for (int i = 0; i < queries; i += 4, P += 4 * QKVC_BLOCK, O += 4 * width) {
-        int c = 0;
-#define VALUES(rows, vecs, part) few_pair_values_strip(rows, vecs, part, P, V + c, row, pairs, O + c, width)
-#define ROWS_OF_VALUES(rows)                                                                                                               \
-    do {                                                                                                                                   \
-        for (; c + FEW_VECS * LANES <= Dv; c += FEW_VECS * LANES) VALUES(rows, FEW_VECS, 0);                                               \
-        for (; c + LANES <= Dv; c += LANES) VALUES(rows, 1, 0);                                                                            \
-        if (c < Dv) VALUES(rows, 1, Dv - c);                                                                                               \
-    } while (0)
-        ONE_TO_4(least(queries - i, 4), ROWS_OF_VALUES)
-#undef ROWS_OF_VALUES
+    const int width = whole_vectors(Dv);
+    (void)kind;
+    for (int c = 0; c < queries * width; c += LANES) v_store(O + c, v_set1(0));
+    for (int j = 0; j < n; j += SEGMENT, P += SEGMENT / 2, V += 2 * SEGMENT * row) {
+        const int live = least(SEGMENT, n - j);
+        if (Dv > FEW_VECS * LANES) touch(V, 2 * row, live, 2 * Dv);
+        for (int i = 0; i < queries; i += 4) {
+            const ptrdiff_t ahead = i ? 0 : 2 * QKVC_BLOCK * row;
+#define VALUES(rows) few_pair_values_rows(rows, P + i * QKVC_BLOCK, V, 2 * row, ahead, Dv, live, O + i * width, width)
+            ONE_TO_4(least(queries - i, 4), VALUES)
 #undef VALUES
+        }
     }
 }

@@ -104,9 +104,9 @@ struct qkvc_kernels {
      * The same bits as from a tile.  m and l have a number for each query, and memory for whole vectors of them; Q has D rounded up to a
      * multiple of 16 for each, in few_pack's own order. */
     void (*few_pack)(const void *const *rows, ptrdiff_t col, int D, double scale, int queries, void *Q);
-    void (*few_scores)(const void *Q, int queries, int D, const void *K, ptrdiff_t row, int n, void *S);
+    void (*few_scores)(const void *Q, int queries, int D, const void *K, ptrdiff_t row, int kind, int n, void *S);
     void (*few_softmax)(void *S, int queries, int n, void *m_b, void *l_b);
-    void (*few_values)(const void *P, int queries, const void *V, ptrdiff_t row, int Dv, int n, void *O_b);
+    void (*few_values)(const void *P, int queries, const void *V, ptrdiff_t row, int kind, int Dv, int n, void *O_b);
 
     /* (m, l, O) takes (m_b, l_b, O_b) in; blocks in ascending order */
     void (*few_merge)(const void *m_b, const void *l_b, const void *O_b, int queries, int Dv, void *m, void *l, void *O);

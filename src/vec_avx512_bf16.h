@@ -36,13 +36,22 @@ static INLINE vpairs p_round(vec even, vec odd)
 /* rounded likewise: the lanes of low, then those of high */
 static INLINE vpairs p_narrow(vec low, vec high) { return (vpairs)_mm512_cvtne2ps_pbh(high, low); }
 
-/* to[i] = (even[i], odd[i]) for i < n <= 2 * LANES; no odd ones: 0 */
-static INLINE void p_zip(const uint16_t *even, const uint16_t *odd, int n, pair *to)
+/* Lane i of to[0], to[1] = (even[i], odd[i]) for i < n <= 2 * LANES, 0 behind; no odd ones: 0 */
+static INLINE void p_join(const uint16_t *even, const uint16_t *odd, int n, vpairs to[2])
 {
     const __mmask32 live = (__mmask32)((1ull << n) - 1);
     const __m512i a = _mm512_maskz_loadu_epi16(live, even), b = odd ? _mm512_maskz_loadu_epi16(live, odd) : _mm512_setzero_si512();
-    _mm512_mask_storeu_epi32(to, (__mmask16)live, _mm512_permutex2var_epi16(a, by_twos(0, 32), b));
-    _mm512_mask_storeu_epi32(to + LANES, (__mmask16)(live >> 16), _mm512_permutex2var_epi16(a, by_twos(16, 48), b));
+    to[0] = (vpairs)_mm512_permutex2var_epi16(a, by_twos(0, 32), b);
+    to[1] = (vpairs)_mm512_permutex2var_epi16(a, by_twos(16, 48), b);
+}
+
+/* The same to memory, not a byte behind n */
+static INLINE void p_zip(const uint16_t *even, const uint16_t *odd, int n, pair *to)
+{
+    vpairs t[2];
+    p_join(even, odd, n, t);
+    _mm512_mask_storeu_epi32(to, (__mmask16)((1ull << n) - 1), (__m512i)t[0]);
+    _mm512_mask_storeu_epi32(to + LANES, (__mmask16)(((1ull << n) - 1) >> 16), (__m512i)t[1]);
 }
 
 /* n + r = x with n the nearest integer, and p * 2^n: 0 for n = -inf whatever p is, which is what a masked score wants */
