@@ -62,7 +62,7 @@ cdef void read_block(const Problem *p, Scratch *s, const Tile *t, int64_t index,
     cdef int[QKVC_MAX_VECS] depth
     cdef void *row[MAX_TILE]
     cdef Block block
-    if not look(p, s, t, index, depth, &block):                                   # which keys does any mask let through?
+    if not look(p, s, t, index, depth, &block):                                                     # which keys does any mask let through?
         for i in range(queries):
             put(p, b.m, i, -INFINITY)
             put(p, b.l, i, 0)
@@ -72,8 +72,8 @@ cdef void read_block(const Problem *p, Scratch *s, const Tile *t, int64_t index,
         bring_rows(p, &p.key, block.keys, p.D, s.K, &block.K, &block.K_row, &block.K_kind)
     if p.few_copy_value:
         bring_rows(p, &p.value, block.keys, p.Dv, s.V, &block.V, &block.V_row, &block.V_kind)
-    kn.few_scores(s.Q, queries, <int>p.D, block.K, block.K_row, block.K_kind, block.keys, s.P) # S <- Q KT
-    if p.softcap or p.slopes or p.has_bias or block.masked or block.clipped:      # by way of a tile, which knows how
+    kn.few_scores(s.Q, queries, <int>p.D, block.K, block.K_row, block.K_kind, block.keys, s.P)      # S <- Q KT
+    if p.softcap or p.slopes or p.has_bias or block.masked or block.clipped:                        # by way of a tile, which knows how
         for i in range(t.vecs * kn.lanes):
             row[i] = s.P + min(i, queries - 1) * W * p.item
         for i in range(t.vecs):
@@ -81,8 +81,8 @@ cdef void read_block(const Problem *p, Scratch *s, const Tile *t, int64_t index,
         kn.pack(<const void *const *>row, 1, block.keys, 1.0, t.vecs, s.S)
         adjust(p, s, t, depth, &block)
         kn.store(s.S, block.keys, s.alpha, queries, row, 1)
-    kn.few_softmax(s.P, queries, block.keys, b.m, b.l)                              # P <- exp2(S - m_b)
-    kn.few_values(s.P, queries, block.V, block.V_row, block.V_kind, <int>p.Dv, block.keys, b.O)   # O_b <- P V
+    kn.few_softmax(s.P, queries, block.keys, b.m, b.l)                                              # P <- exp2(S - m_b)
+    kn.few_values(s.P, queries, block.V, block.V_row, block.V_kind, <int>p.Dv, block.keys, b.O)     # O_b <- P V
 
 
 cdef void decode(void *context, Py_ssize_t task, int worker) noexcept nogil:
@@ -109,7 +109,7 @@ cdef void decode(void *context, Py_ssize_t task, int worker) noexcept nogil:
     n = t.blocks - t.block
     if t.shares > 1:
         memory = parts.memory + t.part * part_bytes(p)
-    start(p, s)                                                                   # m <- -inf, l <- 0, O <- 0
+    start(p, s)                                                                                     # m <- -inf, l <- 0, O <- 0
     memset(s.O, 0, <size_t>(t.queries * few_width(p) * p.item))
     for i in range(t.vecs * p.kernels.lanes):
         put(p, s.alpha, i, 1)

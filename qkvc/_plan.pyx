@@ -28,7 +28,7 @@ from qkvc._coerce import (
 )
 
 from qkvc._cut cimport cut, cut_runs
-from qkvc._kernels cimport QKVC_BFLOAT16, QKVC_BLOCK, QKVC_FLOAT16, QKVC_REAL, Kernels, kernels_in_use
+from qkvc._kernels cimport QKVC_BFLOAT16, QKVC_BLOCK, QKVC_FLOAT16, QKVC_REAL, kernels_in_use
 
 cdef object ndarray = np.ndarray
 cdef object empty = np.empty

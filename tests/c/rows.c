@@ -74,7 +74,7 @@ static void check_few(const Set *kn, const struct few *c)
             key = K2, value = V2, key_row = c->D + c->D % 2, value_row = c->Dv;
         }
         kn->scores(key, key_row, c->D, QT, depth, vecs, value, value_row, c->Dv, S);
-        kn->few_scores(FQ, c->queries, c->D, key, key_row, n, FS);
+        kn->few_scores(FQ, c->queries, c->D, key, key_row, kn->kind, n, FS);
         for (int i = 0; i < c->queries; ++i)
             for (int j = 0; j < n; ++j) {
                 wide want = 0;
@@ -88,7 +88,7 @@ static void check_few(const Set *kn, const struct few *c)
         for (int i = 0; i < c->queries; ++i)
             for (int j = 0; j < down; ++j) expect_same(kn, "few_softmax", at(kn, FS, i * W + j), at(kn, S, j * tile + i), 1);
         kn->values(value, value_row, c->Dv, S, depth, vecs, alpha, beta, O);
-        kn->few_values(FS, c->queries, value, value_row, c->Dv, n, Ob);
+        kn->few_values(FS, c->queries, value, value_row, kn->kind, c->Dv, n, Ob);
         kn->few_merge(mb, lb, Ob, c->queries, c->Dv, fm, fl, FO);
         expect_same(kn, "few_merge, m", fm, m, (size_t)c->queries), expect_same(kn, "few_merge, l", fl, l, (size_t)c->queries);
     }
