@@ -67,7 +67,7 @@ static void check_few(const Set *kn, const struct few *c)
     memset(O, 0, sizeof O), memset(FO, 0, sizeof FO);
 
     for (int block = 0; block < BLOCKS; ++block) {
-        const void *key = past(kn, K, block * n * (c->D + PAD)), *value = past(kn, V, block * n * (c->Dv + PAD));
+        const void *key = past(kn, K, block * n * (c->D + PAD)), *value = past(kn, V, block * n * (c->Dv + PAD)), *raw = value;
         ptrdiff_t key_row = c->D + PAD, value_row = c->Dv + PAD;
         if (in_pairs) {
             kn->gather(key, key_row, 1, kn->kind, n, c->D, K2), kn->gather_values(value, value_row, 1, kn->kind, n, c->Dv, V2);
@@ -88,7 +88,7 @@ static void check_few(const Set *kn, const struct few *c)
         for (int i = 0; i < c->queries; ++i)
             for (int j = 0; j < down; ++j) expect_same(kn, "few_softmax", at(kn, FS, i * W + j), at(kn, S, j * tile + i), 1);
         kn->values(value, value_row, c->Dv, S, depth, vecs, alpha, beta, O);
-        kn->few_values(FS, c->queries, value, value_row, kn->kind, c->Dv, n, Ob);
+        kn->few_values(FS, c->queries, raw, c->Dv + PAD, kn->kind, c->Dv, n, Ob);
         kn->few_merge(mb, lb, Ob, c->queries, c->Dv, fm, fl, FO);
         expect_same(kn, "few_merge, m", fm, m, (size_t)c->queries), expect_same(kn, "few_merge, l", fl, l, (size_t)c->queries);
     }
