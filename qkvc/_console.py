@@ -65,13 +65,13 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, 
 ALIGNMENTS = ("top-left", "bottom-right")
 
 
-def add_sizes(to: _ActionsContainer) -> None:
+def add_sizes(to: _ActionsContainer, dtypes: Sequence[str] = ("float32", "float64")) -> None:
     """The options that say where a problem of BxHxLxD differs from self-attention of equal heads."""
     to.add_argument("--kv", type=int, default=0, dest="keys", metavar="L", help="number of keys, if another than of queries")
     to.add_argument("--kv-heads", type=int, default=0, metavar="H", help="number of key heads, if fewer than query heads")
     to.add_argument("--v-dim", type=int, default=0, metavar="D", help="width of values, if another than of keys")
     to.add_argument("--causal", nargs="?", const="top-left", default="", choices=ALIGNMENTS)
-    to.add_argument("--dtype", default="float32", choices=("float32", "float64"))
+    to.add_argument("--dtype", default="float32", choices=dtypes)
     to.add_argument("--layout", default="bhld", choices=("bhld", "blhd"))
 
 

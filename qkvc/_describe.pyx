@@ -10,23 +10,25 @@ from libc.stdlib cimport calloc, free
 from qkvc._cut cimport LANE_OVERHEAD
 from qkvc._kernels cimport QKVC_BFLOAT16, QKVC_MAX_VECS, kernels_in_use, threads_for
 from qkvc._plan cimport Plan, Problem, View, make_plan
-from qkvc._tile cimport MAX_TILE, Block, Scratch, Tile, W, carve, get, lay_out, look, scratch_of, sweep
+from qkvc._tile cimport MAX_TILE, Block, Scratch, Tile, W, carve, get, lay_out, look, part_bytes, scratch_of, sweep
 from qkvc._workers cimport Job, interrupted
 
 # A tile done again with a select for every key takes this much more than the first time: 2.9 to 3.6 times in all (docs/arithmetic.md).
+# Few queries are done again by a tile, twice.
 cdef double AGAIN = 2.2
 
 cdef struct Counts:
     int64_t blocks, clipped, masked   # that tiles look into; where positions, and where the bool mask, hide something
     int64_t pairs                     # of a query and a key that it may attend to
-    int64_t computed                  # of a lane and a key
-    int64_t again, tiles_again        # the same of tiles in which a query may attend to nothing, which are done twice
+    int64_t computed                  # of a lane, or one of few queries, and a key
+    int64_t again, tiles_again        # of a lane and a key of tiles in which a query may attend to nothing, which are done twice
     int64_t key_rows                  # that all tiles read
     int64_t mask_cells, bias_cells    # ... rows that lanes share counted once a tile
     Py_ssize_t head                   # (batch item, key head) of the tile before, and which keys its tiles have read
     int64_t first, last
     int64_t key_rows_once             # that any tile of their head reads
     int threads
+    Py_ssize_t pieces                 # of each head's keys where queries are few, else 0
     double *busy                      # what each thread has had to do, in pairs
 
 
@@ -65,8 +67,8 @@ cdef void count_tile(void *context, Py_ssize_t task, int worker) noexcept nogil:
     cdef Tile t = lay_out(p, s, task)
     cdef int64_t[MAX_TILE] seen
     cdef int[QKVC_MAX_VECS] depth
-    cdef int lanes = p.kernels.lanes, v, idlest = 0
-    cdef int64_t computed = 0, n, i
+    cdef int lanes = p.kernels.lanes, v, idlest
+    cdef int64_t computed = 0, swapped = 0, n, i
     cdef bint empty = False
     cdef double work
     cdef Block b
@@ -87,6 +89,7 @@ cdef void count_tile(void *context, Py_ssize_t task, int worker) noexcept nogil:
         to.first, to.last = min(to.first, b.first), max(to.last, b.first + b.keys)
         for v in range(t.vecs):
             computed += depth[v] * lanes
+        swapped += t.queries * b.keys
         for v in range(t.queries):
             n = allowed(p, s, &b, v)
             seen[v] += n
@@ -97,16 +100,22 @@ cdef void count_tile(void *context, Py_ssize_t task, int worker) noexcept nogil:
             to.bias_cells += rows_apart(s.bias_row, t.queries, p.bias.col, b.keys)
     for v in range(t.queries):
         empty = empty or seen[v] == 0
-    to.computed += computed
-    work = computed + t.vecs * lanes * LANE_OVERHEAD / 2  # a pair is 2 flops a column
+    to.computed += swapped if to.pieces else computed
+    work = swapped if to.pieces else computed + t.vecs * lanes * LANE_OVERHEAD / 2  # a pair is 2 flops a column
     if empty and computed:
         to.tiles_again += 1
         to.again += computed
-        work += AGAIN * computed
-    for v in range(to.threads):  # the next task goes to whoever is done first
-        if to.busy[v] < to.busy[idlest]:
-            idlest = v
-    to.busy[idlest] += work
+        work += again(to.pieces) * computed
+    for _ in range(max(1, to.pieces)):
+        idlest = 0
+        for v in range(to.threads):  # the next task goes to whoever is done first
+            if to.busy[v] < to.busy[idlest]:
+                idlest = v
+        to.busy[idlest] += work / max(1, to.pieces)
+
+
+cdef double again(Py_ssize_t pieces) noexcept nogil:
+    return 1 + AGAIN if pieces else AGAIN
 
 
 cdef str why_copied(bint copied, const Problem *p, const View *view):
@@ -129,7 +138,7 @@ def describe(query, key, value, mask, bias, causal, q_offset, window, key_length
     cdef Counts to
     cdef Py_ssize_t tasks = p.batch * p.kv_heads * p.tiles if plan.out.size else 0
     cdef Py_ssize_t vectors = (p.vectors + max(p.tiles, 1) - 1) // max(p.tiles, 1)
-    cdef int threads = <int>max(1, min(tasks, p.threads)), i
+    cdef int threads = <int>max(1, min(tasks * max(1, p.pieces), p.threads)), i
     cdef double most = 0, total = 0
     told = {
         "kernels": p.kernels.name.decode(),
@@ -144,6 +153,8 @@ def describe(query, key, value, mask, bias, causal, q_offset, window, key_length
         "tiles": tasks,
         "tile_vectors": vectors if tasks else 0,
         "tile_queries": min(vectors * p.kernels.lanes, p.rows) if tasks else 0,
+        "pieces": p.pieces if tasks else 0,
+        "parts": p.kv_heads * p.blocks * part_bytes(p) if tasks else 0,
         "lanes_in_all": p.batch * p.kv_heads * p.vectors * p.kernels.lanes if tasks else 0,
         "blocks_in_all": tasks * ((p.Lk + W - 1) // W),
         "threads": threads,
@@ -153,13 +164,13 @@ def describe(query, key, value, mask, bias, causal, q_offset, window, key_length
         "copy_key": why_copied(p.copy_key, p, &p.key),
         "copy_value": why_copied(p.copy_value, p, &p.value),
         "lane_overhead": LANE_OVERHEAD,
-        "again": AGAIN,
+        "again": again(p.pieces),
     }
     to.blocks = to.clipped = to.masked = to.pairs = to.computed = to.again = to.tiles_again = to.key_rows = to.key_rows_once = 0
     to.mask_cells = to.bias_cells = 0
     to.head = -1
     to.first, to.last = 0, 0
-    to.threads = threads
+    to.threads, to.pieces = threads, p.pieces
     to.busy = <double *>calloc(threads, sizeof(double))
     if to.busy == NULL:
         raise MemoryError("explain: no memory for the counts")

@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
 
     explain = commands.add_parser("explain", help="what a call would do, and how long it should take")
     explain.add_argument("shape", metavar="BxHxLxD", help="batch, heads, queries, width")
-    add_sizes(explain)
+    add_sizes(explain, ("float32", "float64", "float16", "bfloat16"))
     explain.add_argument("--q-offset", metavar="N,...", help="position of the first query, per batch item")
     explain.add_argument("--window", metavar="L,R", help="keys to the left and right that a query sees; --window=-1,0 for no limit left")
     explain.add_argument("--key-lengths", metavar="N,...", help="keys that exist, per batch item")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
+from importlib import import_module
 from math import prod
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,7 +27,10 @@ WAKE = 5e-6  # seconds until a sleeping thread has taken its first tile: 5 to 10
 
 
 class _Costs(NamedTuple):
-    """Of a kernel set, in flops of the same time; fitted to one core of a Zen 4, 480 queries and keys, D = 16 to 128."""
+    """Of a kernel set, in flops of the same time; fitted to one core of a Zen 4, 480 queries and keys, D = 16 to 128.
+
+    Those of few queries: 1 to 6 of them against keys in L2, D = 64 and 128.
+    """
 
     full: float  # speed of the two products in tiles of two or more vectors, as a share of the FMA peak
     single: float  # ... of one vector, which broadcasts as often for fewer FMAs
@@ -35,17 +39,23 @@ class _Costs(NamedTuple):
     slope: float
     mask: float
     bias: float
+    few: float  # speed of the products of few queries
+    key: float  # a key of theirs, for each of D + Dv: it is loaded and transposed, its value loaded
 
 
 _COSTS = {
-    ("avx512", "float32"): _Costs(0.95, 0.89, 25, 41, 16, 22, 26),
-    ("avx512", "bfloat16"): _Costs(0.95, 0.62, 56, 82, 32, 44, 52),
-    ("avx512", "float64"): _Costs(0.88, 0.67, 30, 52, 11, 19, 25),
-    ("avx2", "float32"): _Costs(0.85, 0.62, 35, 61, 18, 23, 37),
-    ("avx2", "float64"): _Costs(0.79, 0.43, 42, 92, 23, 32, 54),
-    ("portable", "float32"): _Costs(0.90, 0.67, 145, 173, 260, 48, 60),
-    ("portable", "float64"): _Costs(0.90, 0.52, 240, 236, 145, 26, 41),
+    ("avx512", "float32"): _Costs(0.95, 0.89, 25, 41, 16, 22, 26, 0.68, 9),
+    ("avx512", "bfloat16"): _Costs(0.95, 0.62, 56, 82, 32, 44, 52, 0.65, 19),
+    ("avx512", "float64"): _Costs(0.88, 0.67, 30, 52, 11, 19, 25, 0.70, 10),
+    ("avx2", "float32"): _Costs(0.85, 0.62, 35, 61, 18, 23, 37, 0.52, 11),
+    ("avx2", "float64"): _Costs(0.79, 0.43, 42, 92, 23, 32, 54, 0.54, 11),
+    ("portable", "float32"): _Costs(0.90, 0.67, 145, 173, 260, 48, 60, 0.47, 5),
+    ("portable", "float64"): _Costs(0.90, 0.52, 240, 236, 145, 26, 41, 0.50, 3),
 }
+
+# Reading runs ahead of few queries, which have little to do for each key: so much of the shorter of both times is hidden behind the longer.
+# One, four and eight queries against 128 MB took 77, 88 and 140 cycles a key at D = 64 where reading alone takes 65 (docs/arithmetic.md).
+HIDDEN = 0.65
 
 # Why a block is copied, and what a number of it costs, in flops of the dtype.
 _COPIES: dict[str, tuple[str, dict[str, float]]] = {
@@ -64,7 +74,8 @@ class Explanation:
     narrow: bool  # the set with half the lanes stands in, because the queries would leave too many empty
     dtype: str  # that is computed in
     lanes: int
-    tiles: int  # of queries, over all heads and batch items
+    pieces: int  # of each head's keys, which lie in the lanes because queries are few; 0: queries do, in tiles
+    tiles: int  # of queries, over all heads and batch items; of few queries one for each key head
     tile_vectors: int  # in the largest of them
     tile_queries: int
     blocks: int  # of 128 keys that a tile computes, over all tiles ...
@@ -76,9 +87,10 @@ class Explanation:
     threads_why: str
     copies: tuple[str, ...]  # what is copied block by block, and why
     scratch: int  # bytes per thread
+    parts: int  # bytes in which the blocks of few queries wait to be merged, of all threads together
     pairs: int  # of a query and a key that it may attend to
     flops: int  # of the two products over these pairs
-    flops_computed: int  # ... over the lanes and keys of tiles and blocks
+    flops_computed: int  # ... over the lanes and keys of tiles and blocks, or of few queries over these
     bytes_read: int  # of the arguments, each once
     bytes_written: int
     bytes_reread: int  # of keys and values, by the second and later tiles of their head: from cache, if they fit there
@@ -107,14 +119,15 @@ class Explanation:
         half = ", with half the lanes: fewer of them stay empty" if self.narrow else ""
         cut = [f"{n:,} {how}" for n, how in ((self.blocks_clipped, "cut by positions"), (self.blocks_masked, "masked")) if n]
         again = f", {self.tiles_again:,} done twice for a query without a key" if self.tiles_again else ""
+        parts = f", and {_bytes(self.parts)} in all for parts of the keys" if self.parts else ""
         useful = f" ({self.flops / self.flops_computed:.0%} of them useful)" if self.flops_computed else ""
         return [
             ("kernels", f"{self.kernels} {self.dtype}{half}"),
-            ("tiles", f"{self.tiles:,} of up to {self.tile_queries} queries in {self.tile_vectors} x {self.lanes} lanes{again}"),
+            ("few queries" if self.pieces else "tiles", self._tiles() + again),
             ("blocks of keys", ", ".join([f"{self.blocks:,} of {self.blocks_in_all:,}", *cut])),
             ("copied", "; ".join(self.copies) or "nothing"),
             ("threads", f"{self.threads}: {self.threads_why}"),
-            ("scratch per thread", _bytes(self.scratch)),
+            ("scratch per thread", f"{_bytes(self.scratch)}{parts}"),
             ("pairs that attend", f"{self.pairs:,}"),
             ("arithmetic", f"{_scaled(self.flops_computed, 'FLOP')}{useful}"),
             ("read, written", f"{_bytes(self.bytes_read)}, {_bytes(self.bytes_written)}; {_bytes(self.bytes_reread)} again from cache"),
@@ -123,11 +136,17 @@ class Explanation:
             ("of which", ", ".join(f"{part} {_scaled(getattr(self, part), 's')}" for part in ("arithmetic", "memory", "overhead"))),
         ]
 
+    def _tiles(self) -> str:
+        if self.pieces:
+            return f"{self.tile_queries} of each of {self.tiles:,} key heads; keys in {self.lanes} lanes, in {self.pieces} pieces a head"
+        return f"{self.tiles:,} of up to {self.tile_queries} queries in {self.tile_vectors} x {self.lanes} lanes"
+
     def __str__(self) -> str:
         return "\n".join(f"{what:<19} {value}" for what, value in self.rows())
 
     def __repr__(self) -> str:
-        what = f"{self.kernels} {self.dtype}, {self.tiles} tiles, threads={self.threads}, {_scaled(self.flops_computed, 'FLOP')}"
+        tiles = "heads of few queries" if self.pieces else "tiles"
+        what = f"{self.kernels} {self.dtype}, {self.tiles} {tiles}, threads={self.threads}, {_scaled(self.flops_computed, 'FLOP')}"
         return f"<Explanation: {what}, {_scaled(self.seconds, 's')}, bound by {self.bound}>"
 
 
@@ -200,7 +219,7 @@ def _numbers(x: Any) -> int:
 def _why(told: dict[str, Any]) -> str:
     threads, worth, allowed = told["threads"], told["threads_worth"], told["threads_allowed"]
     if threads < worth:
-        return f"there are no more tiles, of {allowed} allowed"
+        return f"there are no more {'pieces' if told['pieces'] else 'tiles'}, of {allowed} allowed"
     return f"the work is worth no more, of {allowed} allowed" if worth < allowed else "as many as allowed"
 
 
@@ -208,9 +227,14 @@ def _work(told: dict[str, Any], softcap: bool, slopes: bool, bias: bool) -> floa
     """Everything that all threads do, in flops of the same time."""
     name, dtype, columns = told["kernels"].removesuffix("bf16"), told["dtype"], told["dim"] + told["v_dim"]
     cost = _COSTS[(name, dtype) if (name, dtype) in _COSTS else ("avx2", dtype)]
-    pair = 2 * columns / (cost.single if told["tile_vectors"] == 1 else cost.full) + cost.softmax
-    pair += softcap * cost.softcap + slopes * cost.slope + bias * cost.bias + cost.mask * told["blocks_masked"] / max(told["blocks"], 1)
-    work = pair * (told["pairs_computed"] + told["again"] * told["pairs_again"]) + told["lane_overhead"] * columns * told["lanes_in_all"]
+    other = cost.softmax + softcap * cost.softcap + slopes * cost.slope + bias * cost.bias
+    other += cost.mask * told["blocks_masked"] / max(told["blocks"], 1)
+    tile = 2 * columns / (cost.single if told["tile_vectors"] == 1 else cost.full) + other
+    work = tile * told["again"] * told["pairs_again"]
+    if told["pieces"]:
+        work += (2 * columns / cost.few + other) * told["pairs_computed"] + cost.key * columns * told["key_rows"]
+    else:
+        work += tile * told["pairs_computed"] + told["lane_overhead"] * columns * told["lanes_in_all"]
     for copied, width in ((told["copy_key"], told["dim"]), (told["copy_value"], told["v_dim"])):
         work += _COPIES[copied][1][dtype] * told["key_rows"] * width if copied else 0
     return float(work)
@@ -275,15 +299,17 @@ def explain(
     mask or bias up to a third.
 
     Time = arithmetic of the busiest thread + bytes / bandwidth + overhead, where the arithmetic is what tiles compute at the speed that the
-    kernel set reaches in cache on a Zen 4.  There, on one core, 26 of 32 calls of 0.2 to 100 ms came out within 8 %.  Left out are: what
-    caches keep from the call before, and that memory is read while others compute (predicted / measured up to 1.4 where few queries meet
-    many keys); waiting for memory that few queries cannot hide (0.65, in float64); keys and values reread from beyond L1 (0.5, the
-    portable set at D = 128) or L2; conversion of inputs of another dtype, byte order or alignment; tiles done again because numbers are
-    not finite; clocks that change, and whoever else computes.
+    kernel set reaches in cache on a Zen 4.  There, on one core, 26 of 32 calls of 0.2 to 100 ms came out within 8 %.  Where queries are
+    few, 0.65 of the shorter of arithmetic and memory is hidden behind the other and not counted (predicted / measured 0.7 to 1.2).  Left
+    out are: what caches keep from the call before, and that memory is read while tiles compute; keys and values reread from beyond L1 (0.5,
+    the portable set at D = 128) or L2; conversion of inputs of another dtype, byte order or alignment; tiles done again because numbers
+    are not finite; clocks that change, and whoever else computes.
     """
     try:
+        if dtype == "bfloat16":  # a name that NumPy knows as soon as ml_dtypes has been imported
+            import_module("ml_dtypes")
         kind = np.dtype(dtype)
-    except TypeError:
+    except (TypeError, ImportError):
         raise TypeError(bad("dtype", "float64, float32, float16 or bfloat16", repr(dtype), "explain")) from None
     for name, number in (("peak", peak), ("bandwidth", bandwidth), ("overhead", overhead)):
         if number is not None and not 0 < number < float("inf"):
@@ -304,6 +330,8 @@ def explain(
     written = told["rows"] * told["v_dim"] * out_item
     columns = told["dim"] + told["v_dim"]
     work = _work(told, softcap is not None, alibi_slopes is not None, b is not None)
+    arithmetic, memory = work * told["share"] * threads / (peak * 1e9), (read + written) / (bandwidth * 1e9)
+    hidden = HIDDEN * min(arithmetic, memory) if told["pieces"] else 0.0
     return Explanation(
         **{field.name: told[field.name] for field in fields(Explanation) if field.name in told},
         threads_why=_why(told),
@@ -315,7 +343,7 @@ def explain(
         bytes_reread=(told["key_rows"] - told["key_rows_once"]) * (told["dim"] * k_item + told["v_dim"] * v_item),
         peak=peak,
         bandwidth=bandwidth,
-        arithmetic=work * told["share"] * threads / (peak * 1e9),
-        memory=(read + written) / (bandwidth * 1e9),
+        arithmetic=arithmetic - (hidden if arithmetic <= memory else 0),
+        memory=memory - (hidden if arithmetic > memory else 0),
         overhead=overhead + (WAKE if threads > 1 else 0),
     )

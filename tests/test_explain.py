@@ -162,12 +162,51 @@ def test_empty_calls() -> None:
     assert "0 B" in str(nothing)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_few_queries_have_their_roles_swapped(isa: str, dtype: str) -> None:
+    """Every key row is read once for all heads of a group, nothing is computed for a lane that is empty, and blocks wait in parts."""
+    query, key, value = empties(((2, 4, 1, 40), (2, 2, 700, 40), (2, 2, 700, 24)), dtype)
+    size = query.dtype.itemsize
+    options = {"key_lengths": [700, 300], "causal": "bottom-right"}
+    for threads in (1, 3):
+        e = explain(query, key, value, **options, num_threads=threads)
+        assert (e.kernels, e.narrow, e.tiles, e.tile_queries) == (isa, False, 4, 2)
+        assert e.pieces == 2 * e.threads  # eight for each thread that the work is worth, among four key heads
+        assert (e.blocks, e.blocks_in_all, e.tiles_again) == (2 * 6 + 2 * 3, 4 * 6, 0)
+        assert (e.pairs, e.flops) == (4 * (700 + 300), 2 * 64 * e.pairs)
+        assert e.flops_computed == e.flops
+        assert (e.bytes_read, e.bytes_reread) == (size * (query.size + 2 * (700 + 300) * 64), 0)
+        assert e.bytes_written == size * 2 * 4 * 24
+        assert 2 * 12 * 2 * 24 * max(size, 4) < e.parts < 2 * 12 * 2 * (24 + 64) * max(size, 4)  # Dv and m and l, up to whole vectors
+        assert f"keys in {e.lanes} lanes, in {e.pieces} pieces a head" in str(e)
+        assert "for parts of the keys" in str(e)
+    whole = explain(*empties(((2, 4, 1, 40), (2, 2, 40, 40), (2, 2, 40, 24)), dtype), num_threads=1)
+    assert (whole.pieces, whole.parts) == (1, 0)
+    assert explain((4, 1, 40), (2, 31, 40)).pieces == 0
+    assert "tiles" in repr(explain((4, 1, 40), (2, 31, 40)))
+    shut = explain(query, key, value, key_lengths=[700, 0], num_threads=1)
+    masked = explain(query, key, value, mask=np.arange(2)[:, np.newaxis, np.newaxis, np.newaxis] + np.arange(700) > 0, num_threads=1)
+    assert (shut.tiles_again, masked.tiles_again) == (0, 0)
+    again = explain(query, key, value, mask=np.arange(4)[:, np.newaxis, np.newaxis] > np.zeros(700), num_threads=1)
+    assert (again.tiles_again, again.arithmetic > 2 * shut.arithmetic) == (2, True)  # head 0 sees nothing: by tiles, twice
+
+
+def test_few_queries_wait_for_memory_or_hide_it() -> None:
+    """So much of the shorter part is hidden behind the longer."""
+    sizes = (8, 1, 64), (8, 9000, 64)
+    slow, fast = (explain(*sizes, num_threads=1, bandwidth=speed) for speed in (1.0, 1000.0))
+    longer, shorter = slow.bytes_read + slow.bytes_written, fast.bytes_read + fast.bytes_written
+    assert (slow.bound, slow.memory) == ("memory", longer / 1e9)
+    assert (fast.bound, fast.memory) == ("arithmetic", pytest.approx(0.35 * shorter / 1e12))
+    assert slow.arithmetic == pytest.approx(0.35 * fast.arithmetic)
+
+
 def test_few_queries_take_the_narrow_set() -> None:
     widest = qkvc.kernels()[0]
     if "avx512" not in widest:
         pytest.skip(f"only AVX-512 has a narrow set, and this CPU has {widest}")
-    few, many = explain((1, 8, 5, 64), (1, 8, 300, 64)), explain((1, 8, 16, 64), (1, 8, 300, 64))
-    assert (few.kernels, few.narrow, few.lanes, few.tile_queries) == ("avx2", True, 8, 5)
+    few, many = explain((1, 8, 7, 64), (1, 8, 300, 64)), explain((1, 8, 16, 64), (1, 8, 300, 64))
+    assert (few.kernels, few.narrow, few.lanes, few.tile_queries) == ("avx2", True, 8, 7)
     assert (many.kernels, many.narrow, many.lanes, many.tile_queries) == (widest, False, 16, 16)
     assert "half the lanes" in str(few)
 
@@ -201,13 +240,13 @@ def test_copies_and_their_reasons() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("options", ["", "bias=np.zeros((700, 700), np.float32)"])
-def test_scratch_is_what_a_call_takes(threads: int, options: str) -> None:
-    """The process grows by it: what the small call before left behind is given back first."""
+@pytest.mark.parametrize(("queries", "options"), [(700, ""), (700, "bias=np.zeros((700, 700), np.float32)"), (3, "")])
+def test_scratch_is_what_a_call_takes(threads: int, queries: int, options: str) -> None:
+    """The process grows by it, with the parts of few queries: what the small call before left behind is given back first."""
     printed = run_child(
         METER
         + f"""
-q, k, v, out = arrays(2, 700, 700, 96)
+q, k, v, out = arrays(2, {queries}, {700 if queries == 700 else 20000}, 96)
 k = np.concatenate([k, k])
 v = np.concatenate([v, v])[..., ::-1]
 small = np.ones((40, 40, 8), np.float32)
@@ -216,7 +255,7 @@ options = dict({options})
 grown = growth(lambda: qkvc.attention(q, k, v, out=out, num_threads={threads}, **options))
 machine = dict(peak=1, bandwidth=1, overhead=1, num_threads={threads})
 before, e = (qkvc.explain(*x, **machine) for x in ((small,) * 3, (q, k, v)))
-print(grown, e.scratch * e.threads - before.scratch * before.threads)
+print(grown, e.scratch * e.threads + e.parts - before.scratch * before.threads)
 """,
         **EXACT,
     )
@@ -226,22 +265,24 @@ print(grown, e.scratch * e.threads - before.scratch * before.threads)
 
 
 @pytest.mark.parametrize(
-    ("shape", "threads", "why"),
+    ("shape", "keys", "threads", "why"),
     [
-        ((1, 4, 600, 64), 3, "as many as allowed"),
-        ((1, 1, 40, 64), 1, "the work is worth no more, of 3 allowed"),
-        ((1, 1, 8, 1024), 1, "the work is worth no more, of 3 allowed"),
-        ((1, 1, 2, 512), 1, "there are no more tiles, of 3 allowed"),
+        ((1, 4, 600, 64), 600, 3, "as many as allowed"),
+        ((1, 1, 40, 64), 40, 1, "the work is worth no more, of 3 allowed"),
+        ((1, 1, 8, 1024), 8, 1, "the work is worth no more, of 3 allowed"),
+        ((1, 1, 2, 65536), 31, 1, "there are no more tiles, of 3 allowed"),
+        ((1, 1, 2, 512), 6000, 3, "as many as allowed"),
+        ((1, 1, 2, 16384), 129, 2, "there are no more pieces, of 3 allowed"),
     ],
 )
-def test_threads_are_those_that_a_call_takes(shape: tuple[int, ...], threads: int, why: str) -> None:
-    keys = (*shape[:2], 6000 if shape[2] == 2 else shape[2], shape[3])
-    e = explain(shape, keys, num_threads=3)
+def test_threads_are_those_that_a_call_takes(shape: tuple[int, ...], keys: int, threads: int, why: str) -> None:
+    others = (*shape[:2], keys, shape[3])
+    e = explain(shape, others, num_threads=3)
     assert (e.threads, e.threads_why) == (threads, why)
     started = run_child(f"""
         import numpy as np, qkvc
         from qkvc import _kernels
-        q, k = np.ones({shape}, np.float32), np.ones({keys}, np.float32)
+        q, k = np.ones({shape}, np.float32), np.ones({others}, np.float32)
         qkvc.attention(q, k, k, num_threads=3)
         print(_kernels.pool_started())
     """)
@@ -399,7 +440,8 @@ FAST = ["--peak", "100", "--bandwidth", "10", "--json"]
          {"causal": "bottom-right", "key_lengths": [30, 20]}),
         ("1x1x9x8 --kv 30 --causal --q-offset 5", ((1, 1, 9, 8), (1, 1, 30, 8), (1, 1, 30, 8)), {"causal": True, "q_offset": 5}),
         ("1x1x9x8 --window=-1,2 --threads 1", ((1, 1, 9, 8),) * 3, {"window": (-1, 2), "num_threads": 1}),
-        ("1x1x9x8 --dtype float64", ((1, 1, 9, 8),) * 3, {"dtype": "float64"}),
+        *[(f"1x1x9x8 --dtype {dtype}", ((1, 1, 9, 8),) * 3, {"dtype": dtype}) for dtype in ("float64", "float16", "bfloat16")],
+        ("2x8x1x64 --kv 900 --kv-heads 2 --dtype bfloat16", ((2, 8, 1, 64), (2, 2, 900, 64), (2, 2, 900, 64)), {"dtype": "bfloat16"}),
         ("1x2x9x8 --mask --bias 2x9x1", ((1, 2, 9, 8),) * 3, {"mask": (9, 9), "bias": (2, 9, 1)}),
         ("1x2x9x8 --alibi --softcap 30", ((1, 2, 9, 8),) * 3, {"alibi_slopes": [1.0], "softcap": 30.0}),
     ],
