@@ -52,9 +52,18 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.option.markexpr:
         return
-    full = [item for item in items if item.get_closest_marker("full")]
-    config.hook.pytest_deselected(items=full)
-    items[:] = [item for item in items if item not in full]
+    left = {item for item in items if item.get_closest_marker("full") or _same_as_avx512(item)}
+    config.hook.pytest_deselected(items=[item for item in items if item in left])
+    items[:] = [item for item in items if item not in left]
+
+
+def _same_as_avx512(item: pytest.Item) -> bool:
+    """Of dtypes other than bfloat16 this set has the very functions of AVX-512, which are tested as such; `make test-full` runs both."""
+    params = dict(item.callspec.params) if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    if params.pop("isa", None) != "avx512bf16":
+        return False
+    said = str(list(params.values()))
+    return "float" in said and "bfloat16" not in said
 
 
 def _no_skip(report: Any) -> None:

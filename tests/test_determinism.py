@@ -23,7 +23,7 @@ SHAPES = (
     ((1,), (2, 1), (260, 1030), (32, 80)),
     ((2, 2), (4, 4), (31, 97), (17, 9)),
 )
-KINDS = list(itertools.product(OPTIONS, DTYPES + HALVES))
+KINDS = [*itertools.product(OPTIONS, DTYPES), *itertools.product(("plain", "everything"), HALVES)]
 
 Operands = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 

@@ -95,8 +95,7 @@ def beside(rng: np.random.Generator, heads: int, options: dict[str, Any]) -> dic
     return {**options, **more}
 
 
-@pytest.mark.parametrize("more", [False, True], ids=["alone", "with softcap, ALiBi, sinks, head_scale"])
-@pytest.mark.parametrize("dtype", DTYPES + HALVES)
+@pytest.mark.parametrize(("dtype", "more"), [*((dtype, False) for dtype in DTYPES), *((dtype, True) for dtype in DTYPES + HALVES)])
 @pytest.mark.parametrize("poison", POISON)
 @pytest.mark.parametrize("hiding", HIDING)
 def test_keys_nobody_attends_to(isa: str, rng: np.random.Generator, hiding: str, poison: str, dtype: str, more: bool) -> None:
