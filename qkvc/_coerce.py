@@ -156,17 +156,23 @@ def as_window(x: Any) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def integers_within(name: str, x: Any, low: int, high: int, who: str = "attention") -> NDArray[np.int64]:
-    """A private copy that is taken first and checked then, so that no other thread can change it between."""
+def private_integers(name: str, x: Any, wanted: str, who: str = "attention") -> NDArray[Any]:
+    """A copy that is taken first and checked then, so that no other thread can change it between."""
     array = as_array(name, x, who)
     if array.dtype == np.object_ and isinstance(x, int):
-        raise ValueError(bad(name, f"integers from {low} to {high}", "one beyond 64 bits", who))
+        raise ValueError(bad(name, wanted, "one beyond 64 bits", who))
     if array.dtype.kind not in "iu":
         raise TypeError(bad(name, "integers", str(array.dtype), who))
-    private = np.array(array)
+    return np.array(array)
+
+
+def integers_within(name: str, x: Any, low: int, high: int, who: str = "attention") -> NDArray[np.int64]:
+    """A private copy."""
+    wanted = f"integers from {low} to {high}"
+    private = private_integers(name, x, wanted, who)
     wrong = private[(private < low) | (private > high)]
     if wrong.size:
-        raise ValueError(bad(name, f"integers from {low} to {high}", str(wrong[0]), who))
+        raise ValueError(bad(name, wanted, str(wrong[0]), who))
     return private.astype(np.int64, copy=False)
 
 
@@ -181,16 +187,17 @@ def as_integers(name: str, x: Any, shape: tuple[int, ...], low: int, high: int) 
 
 def as_starts(name: str, x: Any, rows: int) -> NDArray[np.int64]:
     """Where each sequence of a ragged batch starts among all rows, and the end of the last, a private copy."""
-    starts = integers_within(name, x, 0, rows)
     wanted = f"integers that ascend from 0 to {rows}, the number of rows"
+    starts = private_integers(name, x, wanted)
     if starts.ndim != 1 or not starts.size:
         raise ValueError(bad(name, wanted, shape_text(starts)))
-    falls = np.flatnonzero(starts[1:] < starts[:-1])
-    if falls.size:
-        raise ValueError(bad(name, wanted, f"{starts[falls[0] + 1]} behind {starts[falls[0]]}"))
+    falls = starts[1:] < starts[:-1]
+    if falls.any():
+        i = int(falls.argmax())
+        raise ValueError(bad(name, wanted, f"{starts[i + 1]} behind {starts[i]}"))
     if starts[0] != 0 or starts[-1] != rows:
         raise ValueError(bad(name, wanted, f"{starts[0]} to {starts[-1]}"))
-    return starts
+    return starts.astype(np.int64, copy=False)
 
 
 def as_positions(name: str, x: Any, batch: tuple[int, ...], length: int, who: str) -> NDArray[np.int64]:

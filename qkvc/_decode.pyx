@@ -101,7 +101,7 @@ cdef void decode(void *context, Py_ssize_t task, int worker) noexcept nogil:
     cdef Tile t
     if job.cancelled:
         return
-    if not find(p, task).few:
+    if p.runs and not find(p, task).few:
         parts.whole(context, task, worker)
         return
     environment = qkvc_fp_enter()

@@ -258,7 +258,7 @@ cdef int take_starts(Plan plan, object given_q, object given_k) except -1:
         raise ValueError(bad("cu_seqlens_k", f"{starts_q.size} integers, as in cu_seqlens_q", str(starts_k.size)))
     p.batch_axes = 1
     p.batch_shape[0] = p.batch = starts_q.size - 1
-    plan.ragged = np.diff(starts_q), np.diff(starts_k)
+    plan.ragged = starts_q[1:] - starts_q[:p.batch], starts_k[1:] - starts_k[:p.batch]
     p.first_query, p.first_key = kept_integers(plan, starts_q), kept_integers(plan, starts_k)
     p.lengths = kept_integers(plan, plan.ragged[1])
     return 0
