@@ -119,12 +119,12 @@ cdef double again(Py_ssize_t pieces) noexcept nogil:
 
 
 cdef str why_copied(bint copied, const Problem *p, const View *view):
-    """Which of the reasons in `aliases` and `make_plan`."""
+    """Which of the reasons in `aliases` and `make_plan`; few queries widen what they load, and pair it."""
     if not copied:
         return ""
-    if view.kind != p.kernels.kind:
+    if view.kind != p.kernels.kind and not p.pieces:
         return "storage"
-    if view.kind == QKVC_BFLOAT16 and (view == &p.value or p.D % 2):
+    if p.kernels.kind == QKVC_BFLOAT16 and (p.D % 2 if view == &p.key else not p.pieces):
         return "pairs"
     return "columns" if view.col != 1 else "rows"
 
@@ -161,8 +161,8 @@ def describe(query, key, value, mask, bias, causal, q_offset, window, key_length
         "threads_worth": p.threads,
         "threads_allowed": threads_for(num_threads),
         "scratch": carve(p, NULL),
-        "copy_key": why_copied(p.copy_key, p, &p.key),
-        "copy_value": why_copied(p.copy_value, p, &p.value),
+        "copy_key": why_copied(p.few_copy_key if p.pieces else p.copy_key, p, &p.key),
+        "copy_value": why_copied(p.few_copy_value if p.pieces else p.copy_value, p, &p.value),
         "lane_overhead": LANE_OVERHEAD,
         "again": again(p.pieces),
     }

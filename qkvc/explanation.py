@@ -44,12 +44,12 @@ class _Costs(NamedTuple):
 
 
 _COSTS = {
-    ("avx512", "float32"): _Costs(0.95, 0.89, 25, 41, 16, 22, 26, 0.68, 9),
+    ("avx512", "float32"): _Costs(0.95, 0.89, 25, 41, 16, 22, 26, 0.87, 10),
     ("avx512", "bfloat16"): _Costs(0.95, 0.62, 56, 82, 32, 44, 52, 0.65, 19),
-    ("avx512", "float64"): _Costs(0.88, 0.67, 30, 52, 11, 19, 25, 0.70, 10),
-    ("avx2", "float32"): _Costs(0.85, 0.62, 35, 61, 18, 23, 37, 0.52, 11),
-    ("avx2", "float64"): _Costs(0.79, 0.43, 42, 92, 23, 32, 54, 0.54, 11),
-    ("portable", "float32"): _Costs(0.90, 0.67, 145, 173, 260, 48, 60, 0.47, 5),
+    ("avx512", "float64"): _Costs(0.88, 0.67, 30, 52, 11, 19, 25, 0.84, 10),
+    ("avx2", "float32"): _Costs(0.85, 0.62, 35, 61, 18, 23, 37, 0.60, 9),
+    ("avx2", "float64"): _Costs(0.79, 0.43, 42, 92, 23, 32, 54, 0.60, 10),
+    ("portable", "float32"): _Costs(0.90, 0.67, 145, 173, 260, 48, 60, 0.50, 5),
     ("portable", "float64"): _Costs(0.90, 0.52, 240, 236, 145, 26, 41, 0.50, 3),
 }
 
@@ -300,8 +300,8 @@ def explain(
 
     Time = arithmetic of the busiest thread + bytes / bandwidth + overhead, where the arithmetic is what tiles compute at the speed that the
     kernel set reaches in cache on a Zen 4.  There, on one core, 26 of 32 calls of 0.2 to 100 ms came out within 8 %.  Where queries are
-    few, 0.65 of the shorter of arithmetic and memory is hidden behind the other and not counted (predicted / measured 0.7 to 1.2).  Left
-    out are: what caches keep from the call before, and that memory is read while tiles compute; keys and values reread from beyond L1 (0.5,
+    few, 0.65 of the shorter of arithmetic and memory is hidden behind the other and not counted (predicted / measured 0.6 to 1.4, 19 of 24
+    within 25 %).  Left out are: what caches keep from the call before, and that memory is read while tiles compute; keys and values reread from beyond L1 (0.5,
     the portable set at D = 128) or L2; conversion of inputs of another dtype, byte order or alignment; tiles done again because numbers
     are not finite; clocks that change, and whoever else computes.
     """

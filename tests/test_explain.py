@@ -221,6 +221,14 @@ def test_storage_and_what_multiplies_it(isa: str) -> None:
     assert half.copies == (("value: its 16-bit numbers are put into pairs",) if pairs else widened)
     assert explain((2, 4, 100, 64), dtype="float16").copies == widened
     assert len(explain((2, 4, 100, 63), dtype="bfloat16").copies) == 2
+    for dtype, dim, copies in (
+        ("bfloat16", 64, ()),
+        ("float16", 63, ()),
+        ("bfloat16", 63, ("key: its 16-bit numbers are put into pairs",)),
+    ):
+        few = explain((2, 4, 1, dim), (2, 4, 100, dim), dtype=dtype)  # widened and paired as they are loaded, but for an odd width
+        assert few.copies == (copies if pairs else ())
+        assert few.arithmetic > 0
     key = np.ones((2, 4, 100, 64), np.float32)
     mixed = explain(key, key.astype("bfloat16"), key)
     assert (mixed.dtype, mixed.copies, mixed.narrow) == ("float32", widened[:1], False)
@@ -234,6 +242,7 @@ def test_copies_and_their_reasons() -> None:
     assert (plain.copies, plain.scratch + 2 * 100 * 64 * 4) == ((), copied.scratch)
     assert copied.copies == ("key: its columns are not adjacent", "value: its rows lie a multiple of 4096 bytes apart")
     assert copied.arithmetic > explain(query, key, apart).arithmetic > plain.arithmetic
+    assert explain(query[..., :1, :], across, apart).copies == copied.copies[:1]  # few queries read whole rows of values
 
 
 # --- against what really runs -----------------------------------------------------------------------------------------------------------
