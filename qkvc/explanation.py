@@ -298,12 +298,12 @@ def explain(
     Measuring takes 0.2 s, once per process for each number of threads and set of kernels.  Counting takes about 1 % of the call, with a
     mask or bias up to a third.
 
-    Time = arithmetic of the busiest thread + bytes / bandwidth + overhead, where the arithmetic is what tiles compute at the speed that the
-    kernel set reaches in cache on a Zen 4.  There, on one core, 26 of 32 calls of 0.2 to 100 ms came out within 8 %.  Where queries are
-    few, 0.65 of the shorter of arithmetic and memory is hidden behind the other and not counted (predicted / measured 0.6 to 1.4, 19 of 24
-    within 25 %).  Left out are: what caches keep from the call before, and that memory is read while tiles compute; keys and values reread from beyond L1 (0.5,
-    the portable set at D = 128) or L2; conversion of inputs of another dtype, byte order or alignment; tiles done again because numbers
-    are not finite; clocks that change, and whoever else computes.
+    Time = arithmetic of the busiest thread + bytes / bandwidth + overhead, where the arithmetic is what tiles compute at the speed that
+    the kernel set reaches in cache on a Zen 4.  There, on one core, 26 of 32 calls of 0.2 to 100 ms came out within 8 %.  Where queries
+    are few, 0.65 of the shorter of arithmetic and memory is hidden behind the other and not counted (predicted / measured 0.6 to 1.4, 19
+    of 24 within 25 %).  Left out are: what caches keep from the call before, and that memory is read while tiles compute; keys and values
+    reread from beyond L1 (0.5, the portable set at D = 128) or L2; conversion of inputs of another dtype, byte order or alignment; tiles
+    done again because numbers are not finite; clocks that change, and whoever else computes.
     """
     try:
         if dtype == "bfloat16":  # a name that NumPy knows as soon as ml_dtypes has been imported
