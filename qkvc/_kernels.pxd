@@ -51,6 +51,8 @@ cdef extern from "kernels.h" nogil:
                            void *O_b) noexcept nogil
         void (*few_merge)(const void *m_b, const void *l_b, const void *O_b, int queries, int Dv, void *m, void *l, void *O) noexcept nogil
         bint (*few_store)(const void *O, int Dv, const void *factor, int queries, void *const *rows, Py_ssize_t col) noexcept nogil
+        void (*few_project)(const void *X, int tokens, int E, const void *W, Py_ssize_t rs, Py_ssize_t cs, int N, const void *bias,
+                            void *sum, void *Y) noexcept nogil
         bint (*finite)(const void *O, int Dv, const void *l, int vecs) noexcept nogil
         void (*store)(const void *O, int Dv, const void *factor, int queries, void *const *rows, Py_ssize_t col) noexcept nogil
         void (*weigh)(void *S, const void *shift, const int *depth, int vecs) noexcept nogil

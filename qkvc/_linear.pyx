@@ -7,13 +7,13 @@ the weight lie in them instead.  docs/arithmetic.md, clause 8, fixes the order o
 
 from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 import numpy as np
 
 from qkvc._coerce import bad, check_out, shape_text
 
-from qkvc._kernels cimport Kernels, fitted, kernels_in_use, threads_for, threads_worth
+from qkvc._kernels cimport QKVC_BLOCK, QKVC_FEW, Kernels, fitted, kernels_in_use, threads_for, threads_worth
 from qkvc._workers cimport Job, hire, interrupted, perform, share_of, slot
 
 cdef extern from "fpenv.h" nogil:
@@ -27,6 +27,8 @@ cdef enum:
     DOWNWARDS = 256     # many lines stay in L2 until the next rows want the rest (16 tokens, 768 -> 2304: 69 -> 85 % of the FMA peak)
     MOST_ROWS = 1536    # of the weight for one task: what bounds scratch, with COLUMNS
     LEAST_ROWS = 96     # so that packing stays cheap beside the arithmetic: 5 % of it; 384 rows are four tasks
+    STRIP = 128         # rows where they are adjacent: what `few_project` keeps in registers
+    FEW_NUMBERS = 16384  # of x that few tokens pack at a time, and of their results: 64 KB each of L2, and long runs of adjacent rows
     TASKS = 2           # for each thread, so that none waits long for the last
 
 cdef object FLOAT32 = np.dtype("float32")
@@ -42,16 +44,21 @@ cdef struct Problem:
     Py_ssize_t vectors, tiles, ranges, columns
     Py_ssize_t rows            # most that a panel of results has
     bint gelu
-    bint few                   # tokens, and so the roles swap; they are
-    Py_ssize_t x_row, out_row  # so far apart
+    Py_ssize_t unit            # what a range is a multiple of
+    bint few                   # tokens, and so the roles swap
 
 
 cdef struct Scratch:
     char *XT             # [columns][tile]
-    char *YT             # [rows of a task][tile]
+    char *YT             # [rows of a task][tile], or where tokens are few [token][rows of a task], and so
+    char *sum            # of a block
     const void *x[MAX_TILE]
     void *out[MAX_TILE]
     double[MAX_TILE] ones  # or floats
+
+
+cdef inline Py_ssize_t whole(Py_ssize_t n, Py_ssize_t unit) noexcept nogil:
+    return (n + unit - 1) // unit * unit
 
 
 cdef char *row_of(const Tokens *t, Py_ssize_t token) noexcept nogil:
@@ -64,21 +71,22 @@ cdef char *row_of(const Tokens *t, Py_ssize_t token) noexcept nogil:
 
 
 cdef Py_ssize_t row_at(const Problem *p, Py_ssize_t part) noexcept nogil:
-    """Where a range of the weight's rows begins: at a multiple of UNIT."""
-    return min(p.N, (p.N + UNIT - 1) // UNIT * part // p.ranges * UNIT)
+    """Where a range of the weight's rows begins."""
+    return min(p.N, (p.N + p.unit - 1) // p.unit * part // p.ranges * p.unit)
 
 
 cdef size_t carve(const Problem *p, char *memory) noexcept nogil:
     """Lay a worker's Scratch out in its share of the memory, and say how large that is; without memory, only say it.
 
-    item tile (E + N) bytes and some lines, where E counts at most COLUMNS and N at most MOST_ROWS.
+    item tile (E + N) bytes and some lines, where E counts at most COLUMNS and N at most MOST_ROWS; 3 item FEW_NUMBERS where tokens are few.
     """
     cdef Scratch measured
     cdef Scratch *s = <Scratch *>memory if memory != NULL else &measured
-    cdef size_t row = p.kernels.lanes * p.kernels.vecs * p.item, at = 0
+    cdef size_t row = (p.T if p.few else p.kernels.lanes * p.kernels.vecs) * p.item, at = 0
     slot(memory, &at, sizeof(Scratch))
-    s.XT = slot(memory, &at, max(1, min(p.E, p.columns)) * row)
+    s.XT = slot(memory, &at, whole(min(p.E, p.columns), UNIT) * row)
     s.YT = slot(memory, &at, p.rows * row)
+    s.sum = slot(memory, &at, p.rows * row if p.few and p.cs != 1 else 0)
     return at
 
 
@@ -133,74 +141,66 @@ cdef void multiply(void *context, Py_ssize_t task, int worker) noexcept nogil:
 
 
 cdef void multiply_few(void *context, Py_ssize_t task, int worker) noexcept nogil:
-    """The same sums with the roles swapped, for tokens that would leave most lanes empty: the weight's rows lie in the lanes, packed as
-    they are read, and x is the operand of broadcasts (1 token, 768 -> 2304: 19 -> 33 GB/s of the weight on one core)."""
+    """The same sums with the roles swapped, for tokens that would leave most lanes empty: the weight's rows lie in the lanes, and x is what
+    is broadcast."""
     cdef Job *job = <Job *>context
     cdef const Problem *p = <const Problem *>job.problem
     cdef const Kernels *kn = p.kernels
     cdef Scratch *s = <Scratch *>share_of(job, worker)
-    cdef Py_ssize_t lanes = kn.lanes, tile = lanes * kn.vecs, item = p.item, panels = (p.N + tile - 1) // tile, top, rows
-    cdef Py_ssize_t i, k, e, n, lane
-    cdef int vecs
+    cdef Py_ssize_t top = row_at(p, task), rows = row_at(p, task + 1) - top, item = p.item, width = whole(rows, kn.lanes), i, k, e, n
     cdef uint64_t environment = qkvc_fp_enter()
     carve(p, <char *>s)
     fill_ones(s, item)
-    for i in range(panels * task // p.ranges, panels * (task + 1) // p.ranges):
-        top = i * tile
-        rows = min(tile, p.N - top)
-        vecs = <int>((rows + lanes - 1) // lanes)
-        memset(s.YT, 0, p.T * tile * item)
-        for k in range((p.E + p.columns - 1) // p.columns):
-            if interrupted(job, worker):
-                break
-            e = k * p.columns
-            n = min(p.columns, p.E - e)
-            if p.rs == 1:  # columns of rows that are adjacent already
-                for lane in range(n):
-                    memcpy(s.XT + lane * tile * item, p.W + (top + (e + lane) * p.cs) * item, rows * item)
-            else:
-                for lane in range(vecs * lanes):
-                    s.x[lane] = p.W + ((top + min(lane, rows - 1)) * p.rs + e * p.cs) * item
-                kn.pack(s.x, p.cs, <int>n, 1.0, vecs, s.XT)
-            kn.project(p.x.data + e * p.x.col * item, p.x_row, p.x.col, <int>p.T, <int>n, s.XT, vecs, NULL, s.YT)
-        if job.cancelled:
+    for i in range(p.T):
+        s.x[i] = row_of(&p.x, i)
+        s.out[i] = row_of(&p.out, i) + top * p.out.col * item
+    memset(s.YT, 0, p.T * width * item)
+    for k in range(max(1, (p.E + p.columns - 1) // p.columns)):  # once even where E = 0: the bias is the result
+        if interrupted(job, worker):
             break
-        if p.bias:  # one more block, of one column: 1 * bias
-            memcpy(s.XT, p.bias + top * item, rows * item)
-            kn.project(s.ones, 0, 0, <int>p.T, 1, s.XT, vecs, NULL, s.YT)
-        if p.gelu:
-            bend(p, s, p.T, vecs)
-        for lane in range(rows):
-            s.out[lane] = p.out.data + (top + lane) * p.out.col * item
-        kn.store(s.YT, <int>p.T, s.ones, <int>rows, s.out, p.out_row)
+        e = k * p.columns
+        n = min(p.columns, p.E - e)
+        kn.few_pack(s.x, p.x.col, <int>n, 1.0, <int>p.T, s.XT)
+        kn.few_project(s.XT, <int>p.T, <int>n, p.W + (top * p.rs + e * p.cs) * item, p.rs, p.cs, <int>rows,
+                       p.bias + top * item if p.bias and e + n == p.E else NULL, s.sum, s.YT)
+        for i in range(p.T):
+            s.x[i] = <const char *>s.x[i] + n * p.x.col * item
+    if p.gelu:
+        kn.gelu(s.YT, p.T * width, s.YT)
+    if not job.cancelled:
+        kn.few_store(s.YT, <int>rows, s.ones, <int>p.T, s.out, p.out.col)
     qkvc_fp_leave(environment)
 
 
-cdef bint steady(const Tokens *t, Py_ssize_t tokens, Py_ssize_t item, Py_ssize_t *row) noexcept nogil:
-    """Are so many tokens equally far apart, and how far?"""
-    cdef Py_ssize_t i
-    row[0] = (row_of(t, 1) - row_of(t, 0)) // item if tokens > 1 else 0
-    for i in range(2, tokens):
-        if row_of(t, i) - row_of(t, i - 1) != row[0] * item:
-            return False
-    return True
+cdef bint few(const Problem *p, Py_ssize_t lanes) noexcept nogil:
+    """Are the tokens so few that their roles and the weight's rows are better swapped?
+
+    768 -> 2304 from memory, one core, of the time of a tile.  Rows on AVX-512: 1 token 0.67, 4 0.77, 6 0.93, 8 1.19; on AVX2 1 0.94, 3
+    0.97, 4 1.05; squares of 4 lanes gain nothing.  Adjacent rows, which a tile reads number by number: 1 token 0.2 to 0.4, 16 0.5 to 1.04.
+    """
+    if p.cs == 1:
+        return 8 * p.T <= 3 * lanes and lanes >= 8
+    return p.rs == 1 and p.T <= QKVC_FEW
 
 
 cdef int cut(Problem *p, int threads) noexcept nogil:
     """Tiles of tokens and ranges of rows; how many threads are worth it.  None of these changes a bit."""
     cdef const Kernels *widest = p.kernels
-    cdef Py_ssize_t lanes, panels
+    cdef Py_ssize_t lanes
     p.kernels = fitted(p.kernels, p.T)
     lanes = p.kernels.lanes
     p.vectors = (p.T + lanes - 1) // lanes
     threads = threads_worth(threads, 2.0 * p.vectors * lanes * p.N * p.E)
     p.columns = COLUMNS if p.cs == 1 else DOWNWARDS
-    p.few = 2 * p.T <= lanes and steady(&p.x, p.T, p.item, &p.x_row) and steady(&p.out, p.T, p.item, &p.out_row)
+    p.few = few(p, widest.lanes)
+    p.unit = STRIP if p.few and p.cs != 1 else UNIT
     if p.few:
-        p.kernels = widest
-        panels = (p.N + widest.lanes * widest.vecs - 1) // (widest.lanes * widest.vecs)
-        p.tiles, p.rows = 1, p.T
-        p.ranges = min(panels, TASKS * threads if threads > 1 else 1)
+        p.kernels, p.tiles = widest, 1
+        p.columns = FEW_NUMBERS // p.T // QKVC_BLOCK * QKVC_BLOCK
+        p.ranges = (p.N * p.T + FEW_NUMBERS - 1) // FEW_NUMBERS
+        if threads > 1:
+            p.ranges = max(p.ranges, min(TASKS * threads, (p.N + p.unit - 1) // p.unit))
+        p.rows = whole((p.N + p.ranges - 1) // p.ranges, p.unit)
         return threads
     p.tiles = (p.vectors + p.kernels.vecs - 1) // p.kernels.vecs
     p.ranges = (p.N + MOST_ROWS - 1) // MOST_ROWS

@@ -307,6 +307,7 @@ const struct qkvc_kernels TABLE = {
     .few_softmax = few_softmax,
     .few_values = few_values,
     .few_merge = few_merge,
+    .few_project = few_project,
     .few_store = few_store,
     .finite = every_finite,
     .store = store,

@@ -119,6 +119,7 @@ def test_threads_and_neighbours(isa: str, rng: np.random.Generator, real: Real, 
     for threads in (1, 2, 3, 7):
         for _ in range(5):
             assert_same_bits(project(x, weight, bias, num_threads=threads), expected, f"{threads} threads")
+        assert_same_bits(project(x, np.asfortranarray(weight), bias, num_threads=threads), expected, f"{threads} threads, columns")
     for n in {0, 1, tokens // 2, tokens - 1}:
         assert_same_bits(project(x[n:], weight, bias), expected[n:], f"tokens from {n}")
         assert_same_bits(project(x[: n + 1], weight, bias), expected[: n + 1], f"tokens to {n}")
@@ -128,7 +129,7 @@ def test_threads_and_neighbours(isa: str, rng: np.random.Generator, real: Real, 
 
 
 def in_order(x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any], fused: bool) -> NDArray[np.float32]:
-    """Clause 7 of docs/arithmetic.md, step by step: small integers in float64 are exact, so that each step rounds once, to float32."""
+    """Clause 8 of docs/arithmetic.md, step by step: small integers in float64 are exact, so that each step rounds once, to float32."""
 
     def rounded(a: NDArray[Any]) -> NDArray[np.float64]:
         return a.astype(np.float32).astype(np.float64)
@@ -152,13 +153,36 @@ def in_order(x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any], fused: b
 @pytest.mark.parametrize("E", [1, 15, 16, 17, 127, 128, 130, 1023, 1025, 2200])
 def test_order_of_the_sum(isa: str, rng: np.random.Generator, E: int) -> None:
     """Integers whose products fill a float32, so that every other order would round otherwise."""
-    x, weight, bias = (rng.integers(-8191, 8192, shape).astype(np.float32) for shape in ((19, E), (23, E), (23,)))
+    x, weight, bias = (rng.integers(-8191, 8192, shape).astype(np.float32) for shape in ((19, E), (150, E), (150,)))
     expected = in_order(x, weight, bias, fused=isa != "portable")
     assert_same_bits(project(x, weight, bias), expected, "rows")
     assert_same_bits(project(x, np.asfortranarray(weight), bias), expected, "columns")
-    for n in (1, 2, 3, 4):
+    for n in range(1, 18):
         assert_same_bits(project(x[:n], weight, bias), expected[:n], f"{n} tokens")
         assert_same_bits(project(x[-n:], np.asfortranarray(weight), bias), expected[-n:], f"{n} tokens, columns")
+
+
+@pytest.mark.parametrize("E", [5, 128, 200])
+def test_few_tokens_wherever_cache_lines_begin(isa: str, rng: np.random.Generator, real: Real, E: int) -> None:
+    """The weight's rows are transposed from the lines of memory that they lie in, the sums are of its columns."""
+    x, weight, bias = linear(rng, (2,), E, 40, real)
+    expected = project(x.repeat(20, 0), weight, bias)[::20]
+    memory = np.empty(weight.size + 16, real)
+    for offset in range(16):
+        moved = memory[offset : offset + weight.size].reshape(weight.shape)
+        moved[:] = weight
+        assert_same_bits(project(x, moved, bias), expected, f"{offset} numbers further")
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 16])
+def test_few_tokens_and_much_of_everything(isa: str, rng: np.random.Generator, tokens: int) -> None:
+    """More columns than are packed at a time, more outputs than a task has: exact, because the integers are small."""
+    for E, N in ((16384 + 33, 20), (40, 16384 + 129)):
+        x, weight, bias = (rng.integers(-8, 9, shape).astype(np.float32) for shape in ((tokens, E), (N, E), (N,)))
+        expected = x.astype(np.float64) @ weight.T.astype(np.float64) + bias
+        for threads in (1, 3):
+            np.testing.assert_array_equal(project(x, weight, bias, num_threads=threads), expected)
+            np.testing.assert_array_equal(project(x, np.asfortranarray(weight), bias, num_threads=threads), expected)
 
 
 def test_kernel_sets_with_fma_agree(rng: np.random.Generator, real: Real) -> None:
