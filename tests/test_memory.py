@@ -103,6 +103,27 @@ for threads in (1, 2):
     assert max(grown) < 4 * MB
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_parts_take_what_they_say(threads: int) -> None:
+    """Results by the formula of the docstring, and scratch; merging them, out and lse."""
+    printed = run_child(
+        METER
+        + f"""
+q, k, v, _ = arrays(4, 1000, 3000, 64)
+small = qkvc.attention_parts(q[:, :40], k[:, :40], v[:, :40], num_threads={threads})
+qkvc.merge_attention(small, num_threads={threads})
+held = []
+print(growth(lambda: held.append(qkvc.attention_parts(q, k, v, num_threads={threads}))))
+print(growth(lambda: held.append(qkvc.merge_attention(held[0], num_threads={threads}))))
+""",
+        **EXACT,
+    )
+    made, merged = map(int, printed.split())
+    results = 4 * (64 + 2) * 24 * 4 * 1000, 4 * (64 + 1) * 4 * 1000
+    assert 0 <= made - results[0] < threads * MB
+    assert 0 <= merged - results[1] < threads * MB
+
+
 def test_chosen_weights_make_no_matrix() -> None:
     """Two heads and three queries of 8 x 4096 are what is computed, not cut out of 512 MB; the chosen heads' keys are copied."""
     printed = run_child(
