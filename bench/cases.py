@@ -28,8 +28,9 @@ class Goal:
 class Case:
     """One problem of attention, or of what is built on it.
 
-    `work` "stats" asks for `attention_stats` instead, "module" for a multi-head layer of width heads x dim on `batch` texts, "qwen3"
-    for one that norms and turns its queries and keys, "model" for the vectors of `batch` sentences of about `queries` tokens.
+    `work` "stats" asks for `attention_stats` instead, "module" for a multi-head layer of width heads x dim on `batch` texts, "qwen3" for
+    one that norms and turns its queries and keys, "varlen" for sequences of up to `keys` keys without padding, "model" for the vectors of
+    `batch` sentences of about `queries` tokens.
     """
 
     batch: int
@@ -87,6 +88,11 @@ class Case:
         return " ".join([f"{self.batch}x{heads}x{length}x{width}", *filter(None, options)])
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """Keys of the sequences of a ragged batch, evenly from a share to all, the heaviest last."""
+        return tuple(-(-self.keys * (i + 1) // self.batch) for i in range(self.batch))
+
+    @property
     def width(self) -> int:
         """Of a token: all heads side by side."""
         return self.heads * self.dim
@@ -113,8 +119,10 @@ class Case:
         """Least memory traffic: inputs (of a module, weights too) read once, the output written once."""
         if self.work in ("module", "qwen3"):
             return BYTES[self.dtype] * self.width * (2 * self.batch * self.queries + 2 * self.dim * (self.heads + self.kv_heads))
-        rows = self.heads * self.queries + self.kv_heads * self.keys
-        return BYTES[self.dtype] * self.batch * rows * (self.dim + self.v_dim)
+        queries, keys = self.batch * self.queries, self.batch * self.keys
+        if self.work == "varlen":
+            queries, keys = sum(self.lengths) if self.queries == self.keys else queries, sum(self.lengths)
+        return BYTES[self.dtype] * (self.heads * queries + self.kv_heads * keys) * (self.dim + self.v_dim)
 
     @property
     def bias_bytes(self) -> int:
@@ -186,6 +194,10 @@ CASES: tuple[Case, ...] = (
     Case(1, 4, 16384, 64, window=256, goal=Goal(plain=1.3), kind="option"),
     Case(2, 12, 512, 64, layout="blhd", kind="option"),
     Case(2, 12, 512, 64, layout="blhd", causal="top-left", kind="option"),
+    # Ragged batches, up to these lengths: an encoder's sentences, prompts, steps of decoding.
+    Case(64, 12, 512, 64, work="varlen", kind="ragged"),
+    Case(16, 32, 1024, 64, kv_heads=8, causal="top-left", work="varlen", kind="ragged"),
+    Case(64, 12, 1, 64, keys=1024, work="varlen", kind="ragged"),
     # float64.
     Case(1, 8, 2048, 64, goal=Goal(torch_time=1 / 1.5), dtype="float64", kind="float64"),
     Case(1, 12, 1024, 64, goal=Goal(torch_time=1 / 1.5), causal="top-left", dtype="float64", kind="float64"),

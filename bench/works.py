@@ -12,7 +12,7 @@ import numpy as np
 
 import qkvc
 
-from . import compiled, inside, layers, qwen3, rivals
+from . import compiled, inside, layers, qwen3, ragged, rivals
 from .cases import Case
 from .forms import Form, Rival
 from .problems import Problem, Stats, Task
@@ -63,6 +63,7 @@ WORKS: dict[str, Work] = {
         },
     ),
     "stats": Work(Stats, inside.ours, {"numpy": inside.numpy}),
+    "varlen": Work(ragged.Ragged, ragged.ours, {"torch": ragged.torch, "numpy": ragged.numpy}),
     "module": Work(layers.Layer, layers.our_layer, {"torch": layers.torch_layer, "numpy": layers.numpy}),
     "qwen3": Work(qwen3.Layer, qwen3.ours, {"torch": qwen3.torch, "numpy": qwen3.numpy}),
     "model": Work(layers.Sentences, layers.our_model, {"torch": layers.torch_model, "numpy": layers.numpy}),

@@ -48,6 +48,9 @@ BUILT_ON_IT = (
     Case(2, 4, 9, 8, work="module"),
     Case(2, 4, 9, 8, kv_heads=2, causal="top-left", work="qwen3"),
     Case(1, 3, 40, 8, work="stats"),
+    Case(5, 4, 20, 8, work="varlen"),
+    Case(5, 4, 20, 8, kv_heads=2, causal="top-left", work="varlen"),
+    Case(5, 4, 1, 8, kv_heads=2, keys=70, work="varlen"),
     Case(3, 12, 8, 32, work="model"),
 )
 
