@@ -24,6 +24,7 @@ def attend_arrays(
     num_threads: Any,
     want_lse: Literal[False],
     starts: Any = None,
+    in_bytes: bool = False,
 ) -> NDArray[Any]: ...
 @overload
 def attend_arrays(
@@ -47,4 +48,5 @@ def attend_arrays(
     num_threads: Any,
     want_lse: Literal[True],
     starts: Any = None,
+    in_bytes: bool = False,
 ) -> tuple[NDArray[Any], NDArray[Any]]: ...

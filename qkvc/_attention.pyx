@@ -87,12 +87,13 @@ cdef void attend(void *context, Py_ssize_t task, int worker) noexcept nogil:
 
 
 def attend_arrays(query, key, value, mask, bias, causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap, scale, head_scale,
-                  layout, precision, out, num_threads, bint want_lse, starts=None):
-    """(out, lse or None): the whole call, behind qkvc.attention and its relatives; `starts` of a ragged batch's queries and keys."""
+                  layout, precision, out, num_threads, bint want_lse, starts=None, bint in_bytes=False):
+    """(out, lse or None): the whole call, behind qkvc.attention and its relatives; `starts` of a ragged batch's queries and keys,
+    `in_bytes` of a cache's int8."""
     if value is None:
         raise TypeError("attention: value: expected an array, got None")
     cdef Plan plan = make_plan(query, key, value, mask, bias, causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap, scale,
-                               head_scale, layout, out, want_lse, num_threads, None, None, precision, False, starts)
+                               head_scale, layout, out, want_lse, num_threads, None, None, precision, False, starts, in_bytes)
     cdef const Problem *p = &plan.problem
     if plan.out.size or (want_lse and plan.lse.size):
         if p.pieces:

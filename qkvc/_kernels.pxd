@@ -9,6 +9,7 @@ cdef extern from "kernels.h" nogil:
         QKVC_REAL
         QKVC_FLOAT16
         QKVC_BFLOAT16
+        QKVC_INT8
         QKVC_FEW
 
     ctypedef struct Kernels "struct qkvc_kernels":

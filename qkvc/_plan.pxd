@@ -87,8 +87,9 @@ cdef class Plan:
 cdef inline char *data_of(object array) except? NULL:
     return <char *><size_t>array.ctypes.data if array.size else NULL
 
-# `value` and `out` may be None where only scores are wanted; then nothing is written.
+# `value` and `out` may be None where only scores are wanted; then nothing is written.  With `in_bytes` key and value are int8, and behind
+# each row stands the float32 that 1 stands for (QKVC_INT8).
 cdef Plan make_plan(object query, object key, object value, object mask, object bias, object causal, object q_offset, object window,
                     object key_lengths, object alibi_slopes, object sinks, object softcap, object scale, object head_scale, object layout,
                     object out, bint want_lse, object num_threads, object chosen=*, object rows_in_all=*,
-                    object precision=*, bint apart=*, object starts=*)
+                    object precision=*, bint apart=*, object starts=*, bint in_bytes=*)

@@ -28,14 +28,13 @@ from qkvc._coerce import (
 )
 
 from qkvc._cut cimport cut, cut_runs
-from qkvc._kernels cimport QKVC_BFLOAT16, QKVC_BLOCK, QKVC_FLOAT16, QKVC_REAL, kernels_in_use
+from qkvc._kernels cimport QKVC_BFLOAT16, QKVC_BLOCK, QKVC_FLOAT16, QKVC_INT8, QKVC_REAL, kernels_in_use
 
 cdef object ndarray = np.ndarray
 cdef object empty = np.empty
 cdef object FLOAT32 = np.dtype("float32")
 cdef object FLOAT64 = np.dtype("float64")
 cdef object UINT16 = np.dtype("uint16")
-cdef dict KINDS = {"float16": QKVC_FLOAT16, "bfloat16": QKVC_BFLOAT16, "uint16": QKVC_BFLOAT16}  # whose bits they are: of numbers, float64
 cdef double LOG2_E = 1.4426950408889634
 
 # Widest rows taken: scratch grows with them, and C counts panels with int.
@@ -56,7 +55,11 @@ cdef class Plan:
         """Take the array's buffer for the life of the plan."""
         cdef Py_buffer *buffer = &self.buffers[self.held]
         if not self.plain:
-            view.kind = QKVC_REAL if array.dtype.itemsize != 2 else QKVC_FLOAT16 if array.dtype.kind == "f" else QKVC_BFLOAT16
+            view.kind = QKVC_REAL
+            if array.dtype.itemsize == 1:
+                view.kind = QKVC_INT8
+            elif array.dtype.itemsize == 2:  # bfloat16, or its bits
+                view.kind = QKVC_FLOAT16 if array.dtype.kind == "f" else QKVC_BFLOAT16
             if view.kind == QKVC_BFLOAT16:  # a dtype of another package has no buffer that is known
                 array = array.view(UINT16)
         PyObject_GetBuffer(array, buffer, PyBUF_STRIDES | PyBUF_WRITABLE if writable else PyBUF_STRIDES)
@@ -241,7 +244,7 @@ cdef int positions(Plan plan, object causal, object q_offset, object window, obj
 
 
 cdef bint scattered(const View *view, Py_ssize_t cols) noexcept:
-    return cols > 1 and view.col != 1
+    return (cols > 1 and view.col != 1) or view.kind == QKVC_INT8  # which no product reads
 
 
 cdef bint aliases(const View *view, Py_ssize_t rows) noexcept:
@@ -271,7 +274,7 @@ cdef bint exact(object x) except -1:
 cdef Plan make_plan(object query, object key, object value, object mask, object bias, object causal, object q_offset, object window,
                     object key_lengths, object alibi_slopes, object sinks, object softcap, object scale, object head_scale, object layout,
                     object out, bint want_lse, object num_threads, object chosen=None, object rows_in_all=None,
-                    object precision=None, bint apart=False, object starts=None):
+                    object precision=None, bint apart=False, object starts=None, bint in_bytes=False):
     cdef Plan plan = Plan.__new__(Plan)
     cdef Problem *p = &plan.problem
     cdef Py_buffer *q
@@ -293,7 +296,10 @@ cdef Plan make_plan(object query, object key, object value, object mask, object 
     plan.dtype = dtype = FLOAT32
     plan.plain = precision is None and exact(query) and exact(key) and (value is None or exact(value))
     if not plan.plain:  # float32 arrays, which are nearly all, need no conversion
-        query, key, value, dtype = as_operands(query, key, value)
+        if in_bytes:  # keys and values of a cache are what they are
+            query = as_operands(query, query, None)[0]
+        else:
+            query, key, value, dtype = as_operands(query, key, value)
         plan.dtype = FLOAT64 if dtype == FLOAT64 else FLOAT32
         if precision is not None:
             given = query, key, value

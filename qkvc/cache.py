@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qkvc._attention import attend_arrays
 from qkvc._coerce import as_count, as_operand, bad, integers_within, shape_text
 from qkvc.functional import attention
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
+_DEFAULTS: dict[str, Any] = attention.__kwdefaults__ or {}
 WHO = "KVCache"
 DTYPES = ("float64", "float32", "bfloat16", "float16", "int8")
 ANYWHERE = {"sinks", "softcap", "scale", "head_scale", "precision", "num_threads"}
@@ -40,15 +42,18 @@ def _dtype(dtype: Any) -> np.dtype[Any]:
     return wanted if wanted.isnative else wanted.newbyteorder("=")
 
 
-def _in_bytes(x: Array) -> tuple[Array, Array]:
-    """Rows as int8, the largest number of each being 127 or -127, and what 1 stands for in each: off by half of it at most.
+def _in_bytes(x: Array) -> Array:
+    """Rows as int8, the largest number of each being 127 or -127, and behind each the float32 that 1 stands for: off by half of it at most.
 
     A row with a number that is not finite stands for NaN throughout, one of denormal numbers for zeros.
     """
     x = x.astype(np.float32, copy=False)
     unit = np.abs(x).max(axis=-1, initial=0) / np.float32(127)
     numbers = np.divide(x, unit[..., np.newaxis], out=np.zeros_like(x), where=(np.isfinite(unit) & (unit >= _TINY))[..., np.newaxis])
-    return np.rint(numbers).astype(np.int8), np.where(np.isfinite(unit), unit, np.float32(np.nan))
+    rows = np.empty((*x.shape[:-1], x.shape[-1] + 4), np.int8)
+    rows[..., :-4] = np.rint(numbers, out=numbers)
+    rows[..., -4:] = np.where(np.isfinite(unit), unit, np.float32(np.nan))[..., np.newaxis].view(np.int8)
+    return rows
 
 
 class KVCache:
@@ -87,8 +92,9 @@ class KVCache:
     with ``causal="bottom-right"``, in whatever portions they came.  A window's keys lie in the order in which rows fell free: beyond
     `keep_first` + `window` tokens its results agree with those of `qkvc.attention` to rounding, and repeat to the bit.
 
-    `batch` * `kv_heads` * `capacity` * (`head_dim` + `v_head_dim`) numbers; in int8 two of float32 a row more.  Nothing is copied to
-    attend, except that int8 is widened to float32.
+    `batch` * `kv_heads` * `capacity` * (`head_dim` + `v_head_dim`) numbers; in int8 two of float32 a row more.  No array is copied to
+    attend: a block at a time is widened, to the numbers that `keys` gives, and what is computed has the bits of float32 arrays of those.
+    (int8 is an array of float32 while queries are float64 or `precision` is given.)
 
     References
     ----------
@@ -129,8 +135,8 @@ class KVCache:
         if self.capacity < self._visible:
             raise ValueError(bad("capacity", f"room for the window and the first tokens, {self._visible} or more", str(capacity), WHO))
         room = (self.batch, self.kv_heads, self.capacity)
-        self._rows = [np.zeros((*room, width), self.dtype) for width in (self.head_dim, self.v_head_dim)]
-        self._scales = [np.zeros(room, np.float32) for _ in self._rows] if self.dtype == np.int8 else []
+        self._bytes = self.dtype == np.int8
+        self._rows = [np.zeros((*room, width + 4 * self._bytes), self.dtype) for width in (self.head_dim, self.v_head_dim)]
         self._lengths: list[int]
         self._written: list[int]  # the most that there have been: so far rows have been written over in a window
         self.reset()
@@ -157,7 +163,7 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Bytes of all rows, used or not."""
-        return sum(x.nbytes for x in (*self._rows, *self._scales))
+        return sum(rows.nbytes for rows in self._rows)
 
     def append(self, k: ArrayLike, v: ArrayLike, counts: ArrayLike | None = None) -> None:
         """Take in the next tokens of each sequence.
@@ -275,7 +281,7 @@ class KVCache:
             raise ValueError(bad("index", f"shape ({self.batch},)", shape_text(order), who))
         to = np.flatnonzero(order != np.arange(self.batch))
         used = min(max(self._written), self.capacity)
-        for rows in (*self._rows, *self._scales):
+        for rows in self._rows:
             rows[to, :, :used] = rows[order[to], :, :used]
         self._lengths, self._written = ([old[i] for i in order.tolist()] for old in (self._lengths, self._written))
 
@@ -367,33 +373,37 @@ class KVCache:
             for row, token, stop in self._runs(start, start + taken[item]):
                 for part, x in enumerate(new):
                     piece = x[which, :, token - start : stop - start]
-                    if self._scales:
-                        piece, self._scales[part][which, :, row : row + stop - token] = _in_bytes(piece)
-                    self._rows[part][which, :, row : row + stop - token] = piece
+                    self._rows[part][which, :, row : row + stop - token] = _in_bytes(piece) if self._bytes else piece
         self._lengths = [n + more for n, more in zip(starts, taken, strict=True)]
         self._written = [max(pair) for pair in zip(self._written, self._lengths, strict=True)]
 
     def _read(self, part: int, keys: int) -> Array:
         rows = self._rows[part][:, :, :keys]
-        return rows * self._scales[part][:, :, :keys, np.newaxis] if self._scales else rows
+        return rows[..., :-4] * rows[..., -4:].view(np.float32) if self._bytes else rows
 
     def _attended(self, query: Array, first: list[int], layout: Layout, options: dict[str, Any], keys: int | None = None) -> Array:
         """Attention of queries that stand at `first` and behind it; before `keys` keys only, if it is said."""
         most, least, count = max(self._lengths), min(self._lengths), query.shape[2]
         length = min(most, self.capacity) if keys is None else keys
-        arrays = [query, self._read(0, length), self._read(1, length)]
-        arrays = arrays if layout == "bhld" else [x.swapaxes(1, 2) for x in arrays]
+        in_bytes = self._bytes and query.dtype != np.float64 and options.get("precision") is None  # else as float32 arrays
+        kept = [rows[:, :, :length, :-4] for rows in self._rows] if in_bytes else [self._read(part, length) for part in (0, 1)]
+        arrays = [query, *kept] if layout == "bhld" else [x.swapaxes(1, 2) for x in (query, *kept)]
+        options = options | {"layout": layout}
         if keys is not None:
-            return attention(*arrays, layout=layout, **options)
-        if most > self._visible and (count > 1 or least < self.capacity or self.capacity > self._visible):  # else every row is seen
-            options = options | {"mask": self._allowed(first, count, length)}
+            pass
+        elif most > self._visible and (count > 1 or least < self.capacity or self.capacity > self._visible):  # else every row is seen
+            options["mask"] = self._allowed(first, count, length)
         elif least == most and min(first) == max(first) == most - count:
-            options = options | {"causal": "bottom-right"}
+            options["causal"] = "bottom-right"
         else:
-            options = options | {"causal": True, "q_offset": np.array(first)}
+            options |= {"causal": True, "q_offset": np.array(first)}
         if least < length:
-            options = options | {"key_lengths": np.minimum(self._lengths, length)}
-        return attention(*arrays, layout=layout, **options)
+            options["key_lengths"] = np.minimum(self._lengths, length)
+        if in_bytes:
+            arguments: list[Any] = [*arrays, *(_DEFAULTS | options).values(), False, None, True]
+            result: Array = attend_arrays(*arguments)
+            return result
+        return attention(*arrays, **options)
 
     def _allowed(self, first: list[int], count: int, length: int) -> NDArray[np.bool_]:
         """May a query at `first` or behind it see what a row holds?  (batch, 1, count, length)"""

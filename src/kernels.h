@@ -20,8 +20,9 @@
 #define QKVC_MAX_VECS 3
 #define QKVC_FEW 16 /* most queries of the few_ functions, if a tile holds them */
 
-/* How an array keeps its numbers: as the set's reals, or in 16 bits, which are widened on the way in and rounded on the way out. */
-enum qkvc_kind { QKVC_REAL, QKVC_FLOAT16, QKVC_BFLOAT16 };
+/* How an array keeps its numbers: as the set's reals, or in 16 bits, which are widened on the way in and rounded on the way out; or, of keys
+ * and values, as int8 with a float behind the columns of each row: what 1 stands for. */
+enum qkvc_kind { QKVC_REAL, QKVC_FLOAT16, QKVC_BFLOAT16, QKVC_INT8 };
 
 struct qkvc_kernels {
     const char *name;  /* "avx512bf16", "avx512", "avx2", "neon", "portable" */
@@ -34,7 +35,8 @@ struct qkvc_kernels {
     const struct qkvc_kernels *float64; /* the same instructions for float64; a float64 set names itself */
     const struct qkvc_kernels *bfloat16; /* the set for query, key and value of bfloat16; NULL: they are widened for this one */
 
-    /* to[i * cols + c] = the real that x[i * row + c * col] of that kind is, for i < rows and c < cols.  float64 takes reals only.
+    /* to[i * cols + c] = the real that x[i * row + c * col] of that kind is, for i < rows and c < cols.  float64 takes reals only,
+     * QKVC_INT8 a col of 1.
      * A bfloat16 set takes bfloat16 only and leaves it that: query and key rows get an even number of columns, value rows become pairs. */
     void (*gather)(const void *x, ptrdiff_t row, ptrdiff_t col, int kind, int rows, int cols, void *to);
     void (*gather_values)(const void *x, ptrdiff_t row, ptrdiff_t col, int kind, int rows, int cols, void *to);

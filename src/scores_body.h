@@ -69,9 +69,9 @@ static void mask(void *S_, const uint8_t *const *rows, ptrdiff_t col, const int 
             int n = least(depth[v] - c, LANES);
             vec t[LANES];
             for (int i = 0; i < LANES; ++i) {
-                uint8_t bytes[LANES] = {0};
+                int8_t bytes[LANES] = {0};
                 if (col == 1 && n == LANES)
-                    t[i] = v_load_bytes(rows[i] + c);
+                    t[i] = v_load_bytes((const int8_t *)rows[i] + c);
                 else {
                     for (int k = 0; k < n; ++k) bytes[k] = rows[i][(c + k) * col];
                     t[i] = v_load_bytes(bytes);

@@ -49,6 +49,24 @@ static INLINE void gather_halves(const int kind, const uint16_t *x, ptrdiff_t ro
         }
 }
 
+/* int8, whose row is followed by the float that 1 stands for.  The next block's rows are fetched meanwhile. */
+static void gather_bytes(const int8_t *x, ptrdiff_t row, int rows, int cols, REAL *to)
+{
+    for (int i = 0; i < rows; ++i, x += row, to += cols) {
+        float one;
+        __builtin_memcpy(&one, x + cols, sizeof one);
+        const vec unit = v_set1(one);
+        int c;
+        for (c = 0; c < cols; c += 64) __builtin_prefetch(x + QKVC_BLOCK * row + c, 0, 1);
+        for (c = 0; c + LANES <= cols; c += LANES) v_store(to + c, v_mul(v_load_bytes(x + c), unit));
+        if (c < cols) {
+            int8_t t[LANES] = {0};
+            __builtin_memcpy(t, x + c, (size_t)(cols - c));
+            v_store_n(to + c, v_mul(v_load_bytes(t), unit), cols - c);
+        }
+    }
+}
+
 static INLINE void shorten_to(const int kind, const REAL *x, int n, uint16_t *to, ptrdiff_t col)
 {
     for (int c = 0; c < n; c += LANES) {
@@ -82,5 +100,6 @@ static void gather(const void *x, ptrdiff_t row, ptrdiff_t col, int kind, int ro
 #if REAL_SIZE == 4
     if (kind == QKVC_FLOAT16) gather_halves(QKVC_FLOAT16, x, row, col, rows, cols, to);
     if (kind == QKVC_BFLOAT16) gather_halves(QKVC_BFLOAT16, x, row, col, rows, cols, to);
+    if (kind == QKVC_INT8) gather_bytes(x, row, rows, cols, to);
 #endif
 }

@@ -37,12 +37,12 @@ static INLINE void v_store_n(REAL *p, vec a, int n) /* not vmaskmov: 18 to 42 mi
     v_store(t, a);
     for (int i = 0; i < n; ++i) p[i] = t[i];
 }
-static INLINE vec v_load_bytes(const uint8_t *p)
+static INLINE vec v_load_bytes(const int8_t *p)
 {
 #if REAL_SIZE == 4
-    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
 #else
-    return _mm256_cvtepi32_pd(_mm_cvtepu8_epi32(_mm_loadu_si32(p)));
+    return _mm256_cvtepi32_pd(_mm_cvtepi8_epi32(_mm_loadu_si32(p)));
 #endif
 }
 

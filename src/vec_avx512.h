@@ -28,12 +28,12 @@ static INLINE vec v_load(const REAL *p) { return V(loadu)(p); }
 static INLINE void v_store(REAL *p, vec a) { V(storeu)(p, a); }
 static INLINE vec v_load_n(const REAL *p, int n) { return V(maskz_loadu)((vmask)((1u << n) - 1), p); }
 static INLINE void v_store_n(REAL *p, vec a, int n) { V(mask_storeu)(p, (vmask)((1u << n) - 1), a); }
-static INLINE vec v_load_bytes(const uint8_t *p)
+static INLINE vec v_load_bytes(const int8_t *p)
 {
 #if REAL_SIZE == 4
-    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)));
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
 #else
-    return _mm512_cvtepi32_pd(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+    return _mm512_cvtepi32_pd(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
 #endif
 }
 

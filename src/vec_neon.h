@@ -35,7 +35,7 @@ static INLINE void v_store_n(REAL *p, vec a, int n)
 {
     for (int i = 0; i < n; ++i) p[i] = a[i];
 }
-static INLINE vec v_load_bytes(const uint8_t *p)
+static INLINE vec v_load_bytes(const int8_t *p)
 {
     REAL t[LANES];
     for (int i = 0; i < LANES; ++i) t[i] = p[i];

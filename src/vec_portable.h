@@ -40,7 +40,7 @@ static INLINE void v_store_n(REAL *p, vec a, int n)
     for (int i = 0; i < n; ++i) p[i] = a[i];
 }
 #define BYTE(i) p[i]
-static INLINE vec v_load_bytes(const uint8_t *p) { return (vec)EACH(BYTE); }
+static INLINE vec v_load_bytes(const int8_t *p) { return (vec)EACH(BYTE); }
 
 #if REAL_SIZE == 4
 #include "float16.h"

@@ -134,6 +134,25 @@ def test_a_step_has_the_bits_of_attention(isa: str, dtype: str, rng: np.random.G
     assert_same_bits(ragged.attend(later), got, "without new tokens")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_int8_has_the_bits_of_what_it_stands_for(isa: str, dtype: str, rng: np.random.Generator) -> None:
+    """Widened block by block, with every option, for few queries and many, and widths that no vector divides."""
+    for dim, v_dim in ((64, 64), (37, 19), (3, 1), (128, 80)):
+        k, v, q = make(rng, 2, 2, 300, dim), make(rng, 2, 2, 300, v_dim), make(rng, 2, 6, 70, dim).astype(dtype)
+        cache = KVCache(2, 2, 333, dim, v_head_dim=v_dim, dtype="int8")
+        cache.append(k, v, counts=[300, 211])
+        for count in (1, 3, 70):
+            options = {"sinks": np.ones(6), "mask": rng.random((2, 6, count, 300)) < 0.8, "softcap": 3.0} if count != 1 else {}
+            how = {"causal": "bottom-right", "key_lengths": [300, 211]}
+            expected = qkvc.attention(q[:, :, :count], cache.keys(), cache.values(), **how, **options)
+            assert_same_bits(cache.attend(q[:, :, :count], **options), expected, (dim, count))
+            turned = cache.attend(q[:, :, :count].swapaxes(1, 2), layout="blhd", num_threads=2, **options)
+            assert_same_bits(turned.swapaxes(1, 2), expected, (dim, count, "blhd"))
+    if dtype != "float64":
+        expected = qkvc.attention(q, cache.keys(), cache.values(), precision="bf16", **how)
+        assert_same_bits(cache.attend(q, precision="bf16"), expected)
+
+
 def test_layouts_and_options_of_a_cache_without_a_window(isa: str, rng: np.random.Generator) -> None:
     k, v, q = make(rng, 2, 2, 50, 16), make(rng, 2, 2, 50, 24), make(rng, 2, 4, 50, 16)
     options = {

@@ -193,6 +193,22 @@ static void check_gather(const Set *kn, int kind, int rows, int cols, int row, i
         expect(kn, "shorten through strides", i, back[i], i % col || i == cols * col ? 7777 : halves[middle + i], 0);
 }
 
+/* int8, every number of it, times the float behind the row, rounded once. */
+static void check_gather_bytes(const Set *kn, int rows, int cols)
+{
+    static int8_t x[9 * (MAX_D + 9)];
+    static float to[9 * MAX_D + 1];
+    const int row = cols + (int)sizeof(float) + rows % 4; /* floats off their boundaries */
+    for (int i = 0; i < rows * row; ++i) x[i] = (int8_t)(i * 37);
+    for (int i = 0; i < rows; ++i) memcpy(x + i * row + cols, &(float){ldexpf(1.1f, 9 * i - 40)}, sizeof(float));
+    to[rows * cols] = (float)UNTOUCHED;
+    kn->gather(x, row, 1, QKVC_INT8, rows, cols, to);
+    for (int i = 0; i < rows; ++i)
+        for (int c = 0; c < cols; ++c)
+            expect(kn, "gather of bytes", i * cols + c, to[i * cols + c], (float)x[i * row + c] * ldexpf(1.1f, 9 * i - 40), 0);
+    expect(kn, "gather of bytes, past its end", rows * cols, to[rows * cols], (float)UNTOUCHED, 0);
+}
+
 /* A block for pairs: key rows get an even number of columns, value rows are zipped; behind an odd end stands 0. */
 static void check_gather_pairs(const Set *kn, int rows, int cols, int row, int col)
 {
@@ -224,9 +240,11 @@ static void check_set(const Set *kn)
             const int rows = 1 + 2 * i % 9, row = (i % 2 ? 2 : -2) * MAX_D + 5;
             if (kn->kind == QKVC_BFLOAT16)
                 check_gather_pairs(kn, rows, widths[i], row, strides[j]);
-            else
+            else {
+                if (kn->shorten) check_gather_bytes(kn, rows, widths[i]);
                 for (int kind = QKVC_REAL; kind <= (kn->shorten ? QKVC_BFLOAT16 : QKVC_REAL); ++kind)
                     check_gather(kn, kind, rows, widths[i], row, strides[j]);
+            }
         }
     for (int width = 1; width <= MAX_D; ++width)
         for (int way = 0; way < 4; ++way) check_turn(kn, width, width / 2 - way % 2 * (width / 8), way % 2, way / 2);
