@@ -86,6 +86,24 @@ print(growth(lambda: qkvc.attention(q, k, v, out=out, num_threads={threads}, **o
     assert threads * MB < matrix / 10, "the limit must be far below an L x L matrix, or this shows nothing"
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_ragged_batch_is_not_padded(threads: int) -> None:
+    """One sequence of 6,000 beside a thousand of 3, which padded would be 1.5 GB of queries, and a step of decoding beside both."""
+    printed = run_child(
+        METER
+        + f"""
+q, k, v, out = (x[0] for x in arrays(1, 9001, 15000, 64))
+starts = np.concatenate([[0, 6000], np.arange(6003, 9001, 3), [9001]])
+keys = np.append(starts[:-1], 15000)
+small = np.ones((40, 8), np.float32)
+qkvc.attention_varlen(small, small, small, [0, 40], [0, 40], num_threads={threads})
+print(growth(lambda: qkvc.attention_varlen(q, k, v, starts, keys, out=out, num_threads={threads})))
+""",
+        **EXACT,
+    )
+    assert int(printed) < threads * MB
+
+
 def test_statistics_make_no_matrix(figures: list[str]) -> None:
     """Results aside, a few rows: the weights of 2 heads of 4096 would be 134 MB."""
     printed = run_child(
@@ -207,10 +225,15 @@ def work(turns):
         qkvc.attention_with_lse(x, x, x, causal=True, key_lengths=n % 50)
         qkvc.attention(x, x, x, mask=np.ones((50, 50), bool), bias=np.zeros((1, 50), np.float32))
         qkvc.attention(x[:, ::2], x.astype(">f4"), x[..., ::-1])
+        qkvc.attention_varlen(x[0], x[0], x[0], [0, n % 50, 50], [0, 20, 50])
         qkvc.softmax(x), qkvc.logsumexp(x, None)
         for wrong in (dict(mask=x), dict(causal="up"), dict(key_lengths=99), dict(num_threads=0), dict(out=x), dict(bias=x[:1, :3])):
             try:
                 qkvc.attention(x, x, x, **wrong)
+            except (TypeError, ValueError):
+                pass
+            try:
+                qkvc.attention_varlen(x[0], x[0], x[0], [0, 50], [0, 50], **wrong)
             except (TypeError, ValueError):
                 pass
         if n % 50 == 0:
