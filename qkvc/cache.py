@@ -94,7 +94,8 @@ class KVCache:
 
     `batch` * `kv_heads` * `capacity` * (`head_dim` + `v_head_dim`) numbers; in int8 two of float32 a row more.  No array is copied to
     attend: a block at a time is widened, to the numbers that `keys` gives, and what is computed has the bits of float32 arrays of those.
-    (int8 is an array of float32 while queries are float64 or `precision` is given.)
+    int8 is for memory: bfloat16 is read where it lies, a step with it takes half the time.  (int8 is an array of float32 while queries are
+    float64 or `precision` is given.)
 
     References
     ----------
