@@ -337,8 +337,8 @@ static INLINE void few_project_rows(const REAL *Q, int tokens, int E, const char
     }
 }
 
-/* The same for N rows whose numbers of one column are adjacent: they lie in the lanes as columns of V do, and the next segment's are fetched
- * (1 token, 768 -> 2304: 88 % of the read bandwidth; touched instead 38 %). */
+/* The same for N rows whose numbers of one column are adjacent: they lie in the lanes as columns of V do, and the next segment's are
+ * fetched (1 token, 768 -> 2304: 88 % of the read bandwidth; touched instead 38 %). */
 static INLINE void few_project_columns(const REAL *Q, int tokens, int E, const char *W, ptrdiff_t col, int N, REAL *sum, REAL *Y)
 {
     const int all = tokens * whole_vectors(N);

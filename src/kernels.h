@@ -116,8 +116,8 @@ struct qkvc_kernels {
     /* rows[i][c * col] = O[i][c] * factor[i]; returns whether all of O was finite */
     int (*few_store)(const void *O, int Dv, const void *factor, int queries, void *const *rows, ptrdiff_t col);
 
-    /* Y[i * width + n] += sum over e < E of x[i][e] * W[n * rs + e * cs] for n < N, in blocks of QKVC_BLOCK; then += bias[n], unless it is NULL;
-     * width = N rounded up to whole vectors, X is few_pack's of x, rs or cs is 1.  The bits of `project`.  sum has room for another Y. */
+    /* Y[i * width + n] += sum over e < E of x[i][e] * W[n * rs + e * cs] for n < N, in blocks of QKVC_BLOCK; then += bias[n], unless it is
+     * NULL; width = N rounded up to whole vectors, X is few_pack's of x, rs or cs is 1.  The bits of `project`.  sum has room for a Y. */
     void (*few_project)(const void *X, int tokens, int E, const void *W, ptrdiff_t rs, ptrdiff_t cs, int N, const void *bias, void *sum,
                         void *Y);
 

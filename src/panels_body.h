@@ -9,27 +9,15 @@ static INLINE void square_in(const REAL *const *rows, ptrdiff_t c, vec scale, RE
     UNROLL for (int i = 0; i < LANES; ++i) v_store(to + i * TILE, v_mul(t[i], scale));
 }
 
-/* A square of long rows, towards L2; behind their end come LANES others.  A weight's rows are long, and mostly in memory: 1 token, 384 -> 1536
- * in 0.60 of the time, 768 -> 2304 in 0.82, and 1.15 where they are in L2 already.  Queries have been fetched before. */
-static INLINE void fetch_square(const REAL *const *rows, ptrdiff_t c, int cols)
-{
-    if (c >= cols) c += LANES * (rows[1] - rows[0]) - cols;
-    UNROLL for (int i = 0; i < LANES; ++i) __builtin_prefetch(rows[i] + c, 0, 2);
-}
-
 static void pack(const void *const *rows_, ptrdiff_t col, int cols, double scale_, int vecs, void *panel)
 {
-    enum { AHEAD = 8 * LANES }; /* 4 squares were not enough */
     const REAL *const *rows = (const REAL *const *)rows_;
     const vec scale = v_set1((REAL)scale_);
     for (int v = 0; v < vecs; ++v, rows += LANES) {
         REAL *to = (REAL *)panel + v * LANES;
         int c = 0;
         if (col == 1)
-            for (; c + LANES <= cols; c += LANES) {
-                if (cols > AHEAD) fetch_square(rows, c + AHEAD, cols);
-                square_in(rows, c, scale, to + c * TILE);
-            }
+            for (; c + LANES <= cols; c += LANES) square_in(rows, c, scale, to + c * TILE);
         for (; c < cols; ++c) {
             REAL t[LANES];
             for (int i = 0; i < LANES; ++i) t[i] = rows[i][c * col];
