@@ -163,21 +163,33 @@ static INLINE REAL few_largest(REAL *S, int n, int whole)
     return largest;
 }
 
+/* Four rows side by side: an addition waits for the one before it. */
+static INLINE void few_sums(const int rows, const REAL *P, int n, REAL *l)
+{
+    REAL total[4] = {0};
+    for (int j = 0; j < n;) {
+        REAL sum[4] = {0};
+        for (const int end = least(n, j + SEGMENT); j < end; ++j)
+            UNROLL for (int i = 0; i < rows; ++i) sum[i] += P[i * QKVC_BLOCK + j];
+        UNROLL for (int i = 0; i < rows; ++i) total[i] += sum[i];
+    }
+    UNROLL for (int i = 0; i < rows; ++i) l[i] = total[i];
+}
+
 /* Along the rows, from nothing. */
 static void few_softmax(void *S_, int queries, int n, void *m, void *l)
 {
     for (int i = 0; i < queries; ++i) {
-        REAL *S = (REAL *)S_ + i * QKVC_BLOCK, lb = 0;
+        REAL *S = (REAL *)S_ + i * QKVC_BLOCK;
         const REAL mb = few_largest(S, n, LANES);
         const vec shift = v_set1(mb == -INFINITE ? 0 : mb);
         for (int j = 0; j < n; j += LANES) v_store(S + j, v_exp2(v_sub(v_load(S + j), shift)));
-        for (int j = 0; j < n;) {
-            REAL sum = 0;
-            for (const int end = least(n, j + SEGMENT); j < end; ++j) sum += S[j];
-            lb += sum;
-        }
         ((REAL *)m)[i] = mb;
-        ((REAL *)l)[i] = lb;
+    }
+    for (int i = 0; i < queries; i += 4) {
+#define SUMS(rows) few_sums(rows, (const REAL *)S_ + i * QKVC_BLOCK, n, (REAL *)l + i)
+        ONE_TO_4(least(queries - i, 4), SUMS)
+#undef SUMS
     }
 }
 
@@ -226,9 +238,9 @@ static INLINE void few_values_of(const int kind, const REAL *P, const int apart,
     for (int c = 0; c < queries * width; c += LANES) v_store(O + c, v_set1(0));
     for (int j = 0; j < n; j += SEGMENT, V += SEGMENT * row, P += next) {
         const int live = least(SEGMENT, n - j);
-        if (ahead > SEGMENT && Dv > strip) touch(V, row, live, Dv * size_of(kind)); /* else the strip itself is in address order */
+        if (ahead > SEGMENT && Dv > strip) touch(V, row, live, Dv * size_of(kind)); /* else the strip is in address order itself, and nothing need be fetched */
         for (int i = 0; i < queries; i += 4) {
-            const ptrdiff_t fetched = i ? 0 : ahead * row;
+            const ptrdiff_t fetched = i || (ahead > SEGMENT && Dv <= strip) ? 0 : ahead * row;
 #define VALUES(rows) few_values_rows(rows, kind, P + i * apart, apart, V, row, fetched, Dv, live, O + i * width, width)
             ONE_TO_4(least(queries - i, 4), VALUES)
 #undef VALUES

@@ -58,23 +58,34 @@ static void few_pair_scores(const void *Q_, int queries, int D, const void *K, p
     }
 }
 
+static INLINE void few_pair_sums(const int rows, const pair *P, int pairs, REAL *l)
+{
+    const vpairs ones = p_set1(0x3f803f80);
+    vec sum[4];
+    UNROLL for (int i = 0; i < rows; ++i) sum[i] = v_set1(0);
+    for (int j = 0; j < pairs; ++j)
+        UNROLL for (int i = 0; i < rows; ++i) sum[i] = p_dot(sum[i], p_set1(P[i * QKVC_BLOCK + j]), ones);
+    UNROLL for (int i = 0; i < rows; ++i) v_store_n(l + i, sum[i], 1);
+}
+
 /* P is rounded to pairs, at the start of the scores' rows */
 static void few_pair_softmax(void *S_, int queries, int n, void *m, void *l)
 {
-    const vpairs ones = p_set1(0x3f803f80);
     for (int i = 0; i < queries; ++i) {
         REAL *S = (REAL *)S_ + i * QKVC_BLOCK;
         const REAL mb = few_largest(S, n, 2 * LANES);
         const vec shift = v_set1(mb == -INFINITE ? 0 : mb);
         pair *P = (pair *)(void *)S;
-        vec lb = v_set1(0);
         for (int j = 0; j < n; j += 2 * LANES) {
             const vec low = v_exp2_short(v_sub(v_load(S + j), shift)), high = v_exp2_short(v_sub(v_load(S + j + LANES), shift));
             p_store(P + j / 2, p_narrow(low, high));
         }
-        for (int j = 0; j < n; j += 2) lb = p_dot(lb, p_set1(P[j / 2]), ones);
         ((REAL *)m)[i] = mb;
-        v_store_n((REAL *)l + i, lb, 1);
+    }
+    for (int i = 0; i < queries; i += 4) {
+#define SUMS(rows) few_pair_sums(rows, (const pair *)S_ + i * QKVC_BLOCK, (n + 1) / 2, (REAL *)l + i)
+        ONE_TO_4(least(queries - i, 4), SUMS)
+#undef SUMS
     }
 }
 
