@@ -22,6 +22,9 @@ cdef double BEYOND_CACHES = 16e6  # bytes
 cdef Py_ssize_t FEW_KEYS = 32
 cdef Py_ssize_t PIECES = 8
 
+# The parts of pieces wait in memory: 3 to 12 % of the bytes of K and V.  Arrays that broadcast may have more keys than there is memory.
+cdef double MOST_PARTS = 1e9  # bytes
+
 
 cdef Py_ssize_t most_few(const Problem *p, Py_ssize_t keys, int threads) noexcept:
     """So few queries of all heads of a group that their roles and the keys' are better swapped; `keys` of all batch items."""
@@ -53,6 +56,8 @@ cdef double work_of(const Problem *p, Py_ssize_t rows, Py_ssize_t length) noexce
 
 cdef Py_ssize_t pieces_of(const Problem *p, Py_ssize_t keys, double heads) noexcept:
     """Pieces of a head's keys, which are one part in `heads` of the work."""
+    if <double>p.batch * p.kv_heads * over(keys, QKVC_BLOCK) * p.rows * (p.Dv + 2 * QKVC_FEW) * p.item > MOST_PARTS:
+        return 1
     return max(1, min(over(keys, QKVC_BLOCK), <Py_ssize_t>(PIECES * p.threads / heads)))
 
 

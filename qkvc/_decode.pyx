@@ -141,7 +141,7 @@ cdef void decode(void *context, Py_ssize_t task, int worker) noexcept nogil:
 
 
 cdef int decode_all(Plan plan, Task whole) except -1:
-    """The whole call.  Parts, where keys are in pieces: item (Dv + 32) bytes for every query and block, and no more than that."""
+    """The whole call.  Parts, where keys are in pieces: item (Dv + 32) bytes for every query and block; beyond 1 GB keys stay whole."""
     cdef const Problem *p = &plan.problem
     cdef Py_ssize_t blocks = p.kv_heads * p.blocks
     cdef Parts parts
