@@ -22,6 +22,9 @@ cdef extern from *:
 
 cdef double LN_2 = 0.6931471805599453
 
+# Against fewer keys than this, fetching what comes next takes longer than it saves.
+cdef Py_ssize_t LONG_ENOUGH = 64
+
 
 # ----------------------------------------------------------------------------------------------------------------------- the queries
 
@@ -103,7 +106,7 @@ cdef Tile lay_out(const Problem *p, Scratch *s, Py_ssize_t task) noexcept nogil:
         s.head[i] = batch * p.heads + head
         if out:
             s.out[i] = out + (head * p.out.head + q * p.out.row) * p.out.size
-            for at in range(0, p.Dv * p.out.size, 64):  # a line
+            for at in range(0, p.Dv * p.out.size if p.Lk >= LONG_ENOUGH else 0, 64):  # a line
                 qkvc_fetch_to_write(<char *>s.out[i] + at)
         if p.has_mask:
             s.mask_row[i] = <uint8_t *>mask + head * p.mask.head + q * p.mask.row
@@ -125,7 +128,7 @@ cdef void fetch_queries(const Problem *p, Py_ssize_t task) noexcept nogil:
     cdef Py_ssize_t i, at
     cdef const char *query
     cdef const char *row
-    if task >= p.tasks:
+    if task >= p.tasks or p.Lk < LONG_ENOUGH:
         return
     t = find(p, task)
     query = p.query.data + (batch_offset(p, &p.query, t.batch, p.first_query) + t.kv_head * p.group * p.query.head) * p.query.size
