@@ -376,8 +376,7 @@ cdef size_t carve(const Problem *p, char *memory) noexcept nogil:
     """Lay a worker's Scratch out in its share of the memory, and say how large that is; without memory, only say it.
 
     item [tile (D + Dv + 3 W) + W (1 + D + Dv where copied)] bytes, tile times the larger of D and Dv where query or out have 16 bits,
-    16 (W + D + Dv) where queries are few,
-    and some lines: no term in Lq, and none in Lk beyond a block.
+    16 (W + D + Dv) where queries are few, and some lines: no term in Lq, and none in Lk beyond a block.
     """
     cdef Scratch measured
     cdef Scratch *s = <Scratch *>memory if memory != NULL else &measured

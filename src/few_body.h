@@ -57,8 +57,8 @@ static INLINE vec load_n_of(const int kind, const void *x, ptrdiff_t i, int n)
     return load_of(kind, t, 0);
 }
 
-/* Load n rows and drop them; all in bytes.  Whole vectors, of which no compiler knows that they are dropped: scalar loads, one a cache line,
- * run at half the speed. */
+/* Load n rows and drop them; all in bytes.  Whole vectors, of which no compiler knows that they are dropped: scalar loads, one a cache
+ * line, run at half the speed. */
 static INLINE void touch(const char *x, ptrdiff_t row, int n, int cols)
 {
     enum { VECTOR = sizeof(vec) };
@@ -230,17 +230,18 @@ static INLINE void few_values_rows(const int rows, const int kind, const REAL *P
 #undef STRIP
 }
 
-/* A segment of P has its queries `apart`, the next segment `next` behind it; so many rows `ahead` V is fetched. */
+/* A segment of P has its queries `apart`, the next segment `next` behind it.  Rows of V may be touched first, and are fetched so many rows
+ * `ahead`; 0: they are not. */
 static INLINE void few_values_of(const int kind, const REAL *P, const int apart, ptrdiff_t next, int queries, const char *V, ptrdiff_t row,
-                                 const int ahead, int Dv, int n, REAL *O)
+                                 const int touched, const int ahead, int Dv, int n, REAL *O)
 {
-    const int width = whole_vectors(Dv), strip = (queries == 1 ? 2 : 1) * FEW_VECS * LANES;
+    const int width = whole_vectors(Dv);
     for (int c = 0; c < queries * width; c += LANES) v_store(O + c, v_set1(0));
     for (int j = 0; j < n; j += SEGMENT, V += SEGMENT * row, P += next) {
         const int live = least(SEGMENT, n - j);
-        if (ahead > SEGMENT && Dv > strip) touch(V, row, live, Dv * size_of(kind)); /* else the strip is in address order itself, and nothing need be fetched */
+        if (touched) touch(V, row, live, Dv * size_of(kind));
         for (int i = 0; i < queries; i += 4) {
-            const ptrdiff_t fetched = i || (ahead > SEGMENT && Dv <= strip) ? 0 : ahead * row;
+            const ptrdiff_t fetched = i ? 0 : ahead * row;
 #define VALUES(rows) few_values_rows(rows, kind, P + i * apart, apart, V, row, fetched, Dv, live, O + i * width, width)
             ONE_TO_4(least(queries - i, 4), VALUES)
 #undef VALUES
@@ -250,7 +251,8 @@ static INLINE void few_values_of(const int kind, const REAL *P, const int apart,
 
 static void few_values(const void *P, int queries, const void *V, ptrdiff_t row, int kind, int Dv, int n, void *O)
 {
-#define VALUES(kind) few_values_of(kind, P, QKVC_BLOCK, SEGMENT, queries, V, row * size_of(kind), QKVC_BLOCK, Dv, n, O)
+    const int strips = Dv > (queries == 1 ? 2 : 1) * FEW_VECS * LANES; /* a single one is in address order itself */
+#define VALUES(kind) few_values_of(kind, P, QKVC_BLOCK, SEGMENT, queries, V, row * size_of(kind), strips, strips * QKVC_BLOCK, Dv, n, O)
     EACH_KIND(kind, VALUES)
 #undef VALUES
 }
@@ -356,7 +358,7 @@ static INLINE void few_project_columns(const REAL *Q, int tokens, int E, const c
     const int all = tokens * whole_vectors(N);
     for (int e = 0; e < E; e += QKVC_BLOCK) {
         const int n = least(E - e, QKVC_BLOCK);
-        few_values_of(QKVC_REAL, Q + e * tokens, SEGMENT, tokens * SEGMENT, tokens, W + e * col, col, SEGMENT, N, n, sum);
+        few_values_of(QKVC_REAL, Q + e * tokens, SEGMENT, tokens * SEGMENT, tokens, W + e * col, col, 0, SEGMENT, N, n, sum);
         for (int c = 0; c < all; c += LANES) v_store(Y + c, v_add(v_load(Y + c), v_load(sum + c)));
     }
 }

@@ -28,8 +28,8 @@ static INLINE void few_dot(const int rows, const pair *Q, const char *const *K, 
     }
 }
 
-static INLINE void few_pair_scores_keys(const int rows, const pair *Q, ptrdiff_t next, vec scale, const char *const *K, ptrdiff_t ahead, int D,
-                                        REAL *S)
+static INLINE void few_pair_scores_keys(const int rows, const pair *Q, ptrdiff_t next, vec scale, const char *const *K, ptrdiff_t ahead,
+                                        int D, REAL *S)
 {
     vec acc[FEW_ROWS];
     ptrdiff_t d = 0;
@@ -100,9 +100,9 @@ static INLINE void few_pair_values_strip(const int rows, const int vecs, const i
     for (int j = 0; j < n; j += 2, V += 2 * row) {
         vpairs b[FEW_VECS]; /* always two at once */
         UNROLL for (int v = 0; v < vecs; v += 2) {
-            const char *even = V + (c + v * LANES) * 2, *odd = even + row;
-            p_join((const uint16_t *)(const void *)even, j + 1 < n ? (const uint16_t *)(const void *)odd : NULL, part ? part : 2 * LANES, b + v);
-            if (ahead) __builtin_prefetch(even + ahead, 0, 2), __builtin_prefetch(odd + ahead, 0, 2);
+            const void *even = V + (c + v * LANES) * 2, *odd = (const char *)even + row;
+            p_join(even, j + 1 < n ? odd : NULL, part ? part : 2 * LANES, b + v);
+            if (ahead) __builtin_prefetch((const char *)even + ahead, 0, 2), __builtin_prefetch((const char *)odd + ahead, 0, 2);
         }
         UNROLL for (int i = 0; i < rows; ++i) {
             const vpairs p = p_set1(P[i * QKVC_BLOCK + j / 2]);
@@ -113,8 +113,8 @@ static INLINE void few_pair_values_strip(const int rows, const int vecs, const i
         UNROLL for (int v = 0; v < vecs; ++v) v_store(O + i * width + c + v * LANES, acc[i][v]);
 }
 
-static INLINE void few_pair_values_rows(const int rows, const pair *P, const char *V, ptrdiff_t row, ptrdiff_t ahead, int Dv, int n, REAL *O,
-                                        int width)
+static INLINE void few_pair_values_rows(const int rows, const pair *P, const char *V, ptrdiff_t row, ptrdiff_t ahead, int Dv, int n,
+                                        REAL *O, int width)
 {
     ptrdiff_t c = 0;
 #define STRIP(vecs, part) few_pair_values_strip(rows, vecs, part, P, V, row, ahead, c, n, O, width)

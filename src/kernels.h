@@ -20,8 +20,8 @@
 #define QKVC_MAX_VECS 3
 #define QKVC_FEW 16 /* most queries of the few_ functions, if a tile holds them */
 
-/* How an array keeps its numbers: as the set's reals, or in 16 bits, which are widened on the way in and rounded on the way out; or, of keys
- * and values, as int8 with a float behind the columns of each row: what 1 stands for. */
+/* How an array keeps its numbers: as the set's reals, or in 16 bits, which are widened on the way in and rounded on the way out; or, of
+ * keys and values, as int8 with a float behind the columns of each row: what 1 stands for. */
 enum qkvc_kind { QKVC_REAL, QKVC_FLOAT16, QKVC_BFLOAT16, QKVC_INT8 };
 
 struct qkvc_kernels {
@@ -92,8 +92,9 @@ struct qkvc_kernels {
     /* Y += R, where R is not NULL; then each lane's column of `rows` numbers gets mean 0 and variance 1, weight[row] and bias[row] */
     void (*norm)(void *Y, const void *R, int rows, int vecs, double eps, const void *weight, const void *bias);
 
-    /* One head's vector in place: x *= weight / sqrt(mean of x^2 + eps), where weight is not NULL; then each of the pairs (x[i], x[i + pairs]),
-     * or (x[2 i], x[2 i + 1]) where they are interleaved, is turned by the angle of cos[i] and sin[i].  What lies behind the pairs stays. */
+    /* One head's vector in place: x *= weight / sqrt(mean of x^2 + eps), where weight is not NULL; then each of the pairs
+     * (x[i], x[i + pairs]), or (x[2 i], x[2 i + 1]) where they are interleaved, is turned by the angle of cos[i] and sin[i].  What lies
+     * behind the pairs stays. */
     void (*turn)(void *x, int width, const void *weight, double eps, int pairs, int interleaved, const void *cos, const void *sin);
 
     /* Is every number of O and l finite, and every l above zero? */

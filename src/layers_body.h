@@ -26,8 +26,8 @@ static void gelu(const void *x, ptrdiff_t n, void *out)
 #define GELU NULL
 #endif
 
-/* Tokens lie in the lanes, so mean and variance are sums down a column.  Two passes for them: the variance of what is left of the mean loses
- * nothing. */
+/* Tokens lie in the lanes, so mean and variance are sums down a column.  Two passes for them: the variance of what is left of the mean
+ * loses nothing. */
 static void norm(void *Y_, const void *R_, int rows, int vecs, double eps, const void *weight_, const void *bias_)
 {
     const REAL *weight = weight_, *bias = bias_;
@@ -63,8 +63,8 @@ static void norm(void *Y_, const void *R_, int rows, int vecs, double eps, const
     }
 }
 
-/* The sum of squares is SEGMENT chains, one for each index modulo SEGMENT, halved until one is left: the order of v_sum carried on to sets of
- * any number of lanes, so that all give the same bits. */
+/* The sum of squares is SEGMENT chains, one for each index modulo SEGMENT, halved until one is left: the order of v_sum carried on to sets
+ * of any number of lanes, so that all give the same bits. */
 static void scale_to_rms(REAL *x, int width, const REAL *weight, double eps)
 {
     enum { PARTS = SEGMENT / LANES };
@@ -89,7 +89,8 @@ static void scale_to_rms(REAL *x, int width, const REAL *weight, double eps)
     if (rest) v_store_n(x + i, v_mul(v_mul(v_load_n(x + i, rest), scale), v_load_n(weight + i, rest)), rest);
 }
 
-/* Products and sums rounded apart: one text serves both orders of the pairs, the compiler finds the vectors, and no set has bits of its own. */
+/* Products and sums rounded apart: one text serves both orders of the pairs, the compiler finds the vectors, and no set has bits of its
+ * own. */
 static INLINE void turn_pairs(REAL *x, const int step, const ptrdiff_t other, int pairs, const REAL *cos, const REAL *sin)
 {
 #pragma GCC ivdep

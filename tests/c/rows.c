@@ -219,7 +219,8 @@ static void check_gather_pairs(const Set *kn, int rows, int cols, int row, int c
     kn->gather(x + middle, row, col, QKVC_BFLOAT16, rows, cols, keys);
     kn->gather_values(x + middle, row, col, QKVC_BFLOAT16, rows, cols, values);
     for (int i = 0; i < rows; ++i)
-        for (int c = 0; c < even; ++c) expect(kn, "gather of pairs", c, keys[i * even + c], c < cols ? x[middle + i * row + c * col] : 0, 0);
+        for (int c = 0; c < even; ++c)
+            expect(kn, "gather of pairs", c, keys[i * even + c], c < cols ? x[middle + i * row + c * col] : 0, 0);
     for (int i = 0; i < up; ++i)
         for (int c = 0; c < cols; ++c)
             expect(kn, "gather_values", c, values[(i / 2 * cols + c) * 2 + i % 2], i < rows ? x[middle + i * row + c * col] : 0, 0);
