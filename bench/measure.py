@@ -12,7 +12,6 @@ from time import perf_counter, process_time, sleep
 import numpy as np
 
 from qkvc import _kernels
-from qkvc.explanation import read_bandwidth
 
 from .cases import Case
 from .forms import Form, Rival
@@ -162,7 +161,7 @@ def measure(case: Case, entrants: Mapping[str, Rival], effort: Effort, absent: d
         result.peak.append(_kernels.fma_peak(effort.threads, 0.02))
         if effort.threads > 1:
             result.single.append(_kernels.fma_peak(1, 0.02))
-        result.read.append(read_bandwidth(buffer, effort.threads))
+        result.read.append(_kernels.read_rate(buffer, effort.threads)[0])
 
     turns.append(roofs)
     for round_ in range(effort.rounds):

@@ -64,6 +64,7 @@ cdef extern from "kernels.h" nogil:
         void (*row_exp)(const void *x, Py_ssize_t n, double max, double factor, void *out) noexcept nogil
         void (*exp2)(const void *x, Py_ssize_t n, void *out) noexcept nogil
         double (*fma_loop)(Py_ssize_t steps, void *sink) noexcept nogil
+        double (*read_loop)(const void *x, Py_ssize_t n) noexcept nogil
 
     const Kernels *const *qkvc_kernel_sets(int *count)
 

@@ -160,6 +160,34 @@ def fma_peak(int num_threads, double seconds=0.1, dtype=np.float32):
         roof.steps = <Py_ssize_t>(roof.steps * min(8.0, max(1.5, 1.1 * seconds / max(end - start, 1e-6))))
 
 
+cdef struct Reading:
+    const Kernels *kernels
+    const float *x
+    Py_ssize_t n
+    double *sums
+
+
+cdef void reading_task(void *context, Py_ssize_t task, int worker) noexcept nogil:
+    cdef Reading *reading = <Reading *>context
+    reading.sums[task] = reading.kernels.read_loop(reading.x + task * reading.n, reading.n)
+
+
+def read_rate(const float[::1] x, int num_threads):
+    """GB/s at which threads load a large array, by the set in use, and the sum of what they loaded: all but the last few numbers."""
+    cdef Reading reading
+    cdef int threads = as_threads(num_threads, "read_rate: num_threads")
+    cdef Py_ssize_t tasks = 4 * threads, unit = 8 * active.lanes  # four each, so that one who is held up leaves work to the others
+    cdef double[::1] sums = np.zeros(tasks)
+    cdef double start, end
+    reading.kernels, reading.x, reading.sums = active, &x[0], &sums[0]
+    reading.n = x.shape[0] // tasks // unit * unit
+    start = perf_counter()
+    with nogil:
+        run(reading_task, NULL, &reading, tasks, threads)
+    end = perf_counter()
+    return tasks * reading.n * sizeof(float) / (end - start) / 1e9, sum(sums)
+
+
 # ----------------------------------------------------------------------------------------------------------------------- at import
 
 cdef int _configure() except -1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from importlib import import_module
@@ -14,7 +13,7 @@ import numpy as np
 
 from qkvc._coerce import bad
 from qkvc._describe import describe
-from qkvc._kernels import active_kernels, fma_peak
+from qkvc._kernels import active_kernels, fma_peak, read_rate
 from qkvc.functional import attention
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
     from qkvc.functional import Causal, Layout, Window
 
-READ_BYTES = 1 << 27  # several times the last cache of most machines
+READ_BYTES = 1 << 28  # several times the last cache of most machines
 WAKE = 5e-6  # seconds until a sleeping thread has taken its first tile: 5 to 10 us, none while it still spins
 
 
@@ -162,20 +161,10 @@ def _bytes(number: int) -> str:
     return _scaled(number, "B")
 
 
-def read_bandwidth(buffer: NDArray[np.float32], threads: int) -> float:
-    """GB/s at which `threads` threads read memory: the maximum of a large array, in parts."""
-    parts = np.array_split(buffer, 4 * threads)
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(np.max, parts[:threads]))  # starts the threads
-        start = perf_counter()
-        list(pool.map(np.max, parts))
-        return buffer.nbytes / 1e9 / (perf_counter() - start)
-
-
 @lru_cache
 def _measured_bandwidth(threads: int) -> float:
     buffer = np.ones(READ_BYTES // 4, np.float32)
-    return max(read_bandwidth(buffer, threads) for _ in range(3))
+    return max(read_rate(buffer, threads)[0] for _ in range(3))
 
 
 @lru_cache

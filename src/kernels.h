@@ -140,6 +140,9 @@ struct qkvc_kernels {
 
     /* steps * ROWS * VECS FMAs from registers into registers: the roof that speeds are measured against.  Returns how many flops. */
     double (*fma_loop)(ptrdiff_t steps, void *sink);
+
+    /* The sum of n reals, n a multiple of 8 * lanes, that are only loaded: the roof of memory. */
+    double (*read_loop)(const void *x, ptrdiff_t n);
 };
 
 extern const struct qkvc_kernels qkvc_avx512_f32, qkvc_avx2_f32, qkvc_neon_f32, qkvc_portable_f32;

@@ -258,7 +258,7 @@ static void softmax(void *S_, const int *depth, int vecs, void *m_, void *l_, vo
 
 #include "few_body.h"
 
-/* -------------------------------------------------------------------------------------------------------------------- the roof */
+/* ------------------------------------------------------------------------------------------------------------------- the roofs */
 
 static double fma_loop(ptrdiff_t steps, void *sink)
 {
@@ -270,6 +270,19 @@ static double fma_loop(ptrdiff_t steps, void *sink)
     UNROLL for (int i = 1; i < CHAINS; ++i) acc[0] = v_add(acc[0], acc[i]);
     v_store(sink, acc[0]);
     return 2.0 * CHAINS * LANES * (double)steps;
+}
+
+/* One core of a Zen 4 reads 22 GB/s in one stream, 25 in two, 26 in four, 24 in eight. */
+static double read_loop(const void *x, ptrdiff_t n)
+{
+    enum { STREAMS = 4, LOADS = 2 * STREAMS };
+    const ptrdiff_t part = n / STREAMS;
+    vec sum[LOADS];
+    UNROLL for (int i = 0; i < LOADS; ++i) sum[i] = v_set1(0);
+    for (ptrdiff_t k = 0; k < part; k += 2 * LANES)
+        UNROLL for (int i = 0; i < LOADS; ++i) sum[i] = v_add(sum[i], v_load((const REAL *)x + i / 2 * part + k + i % 2 * LANES));
+    UNROLL for (int i = 1; i < LOADS; ++i) sum[0] = v_add(sum[0], sum[i]);
+    return v_sum(sum[0]);
 }
 
 /* ----------------------------------------------------------------------------------------------------------------- the contract */
@@ -316,4 +329,5 @@ const struct qkvc_kernels TABLE = {
     .row_exp = row_exp,
     .exp2 = exp2_array,
     .fma_loop = fma_loop,
+    .read_loop = read_loop,
 };

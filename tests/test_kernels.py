@@ -234,3 +234,11 @@ def test_an_unknown_qkvc_isa_is_an_import_error_that_says_so() -> None:
 def test_fma_peak_counts_something(dtype: Any) -> None:
     one = _kernels.fma_peak(1, 0.02, dtype)
     assert 0.1 < one < 10_000
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_read_rate_loads_every_number_once(isa: str, threads: int, rng: np.random.Generator) -> None:
+    x = rng.integers(-9, 10, 12 * 128 * 50).astype(np.float32)  # whose sums are exact
+    rate, total = _kernels.read_rate(x, threads)
+    assert total == x.sum(dtype=np.float64)
+    assert rate > 0
