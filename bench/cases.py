@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from itertools import product
 from math import isqrt
 
 from qkvc._console import ALIGNMENTS
 
 MASKS = ("padding", "window", "random", "bias")
-OPTIONS = ("softcap", "alibi", "sinks")
-BYTES = {"float32": 4, "float64": 8}  # of a number
+OPTIONS = ("softcap", "alibi", "sinks", "bf16")  # the last: `precision`
+BYTES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "int8": 1}  # of a number
+DTYPES = tuple(BYTES)[:-1]  # of arrays; int8 is how a cache keeps them
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Goal:
     """What a case must reach on two threads; None where nothing is promised beyond "never slower than the best rival"."""
 
     ratio: float | None = None  # median time of the best rival over ours, at least
-    peak: float | None = None  # share of the measured FMA peak, at least
+    peak: float | None = None  # share of the roof that applies (`Case.roof`), at least
     torch_time: float | None = None  # our time over torch's, at most
     plain: float | None = None  # our time for the useful work over that of plain attention doing as much, at most
 
@@ -29,8 +31,8 @@ class Case:
     """One problem of attention, or of what is built on it.
 
     `work` "stats" asks for `attention_stats` instead, "module" for a multi-head layer of width heads x dim on `batch` texts, "qwen3" for
-    one that norms and turns its queries and keys, "varlen" for sequences of up to `keys` keys without padding, "model" for the vectors of
-    `batch` sentences of about `queries` tokens.
+    one that norms and turns its queries and keys, "varlen" for sequences of up to `keys` keys without padding, "step" for the next token
+    of a cache that keeps `dtype`, "model" for the vectors of `batch` sentences of about `queries` tokens.
     """
 
     batch: int
@@ -47,6 +49,7 @@ class Case:
     window: int = 0  # a query sees its own key and so many before it; 0: no window
     option: str = ""  # "" or one of OPTIONS
     work: str = "attention"
+    alone: bool = False  # beside the machine only, unless rivals are named
     kind: str = "given"
     goal: Goal = field(default_factory=Goal)
 
@@ -64,7 +67,8 @@ class Case:
 
         if self.window and self.queries != self.keys:
             raise ValueError("a window needs as many keys as queries")
-        for what, value, known in (("mask", self.mask, MASKS), ("option", self.option, OPTIONS), ("dtype", self.dtype, tuple(BYTES))):
+        dtypes = tuple(BYTES) if self.work == "step" else DTYPES
+        for what, value, known in (("mask", self.mask, MASKS), ("option", self.option, OPTIONS), ("dtype", self.dtype, dtypes)):
             if value and value not in known:
                 raise ValueError(f"{what} must be one of {', '.join(known)}, got {value!r}")
 
@@ -84,7 +88,8 @@ class Case:
         causal = "causal" if self.causal and self.queries == self.keys else self.causal
         window = f"window {self.window}" if self.window else ""
         spoken = (x if x != usual else "" for x, usual in ((self.layout, "bhld"), (self.dtype, "float32"), (self.work, "attention")))
-        options = (causal, self.mask, window, self.option, *spoken)
+        option = "precision bf16" if self.option == "bf16" else self.option
+        options = (causal, self.mask, window, option, *spoken)
         return " ".join([f"{self.batch}x{heads}x{length}x{width}", *filter(None, options)])
 
     @property
@@ -122,7 +127,8 @@ class Case:
         queries, keys = self.batch * self.queries, self.batch * self.keys
         if self.work == "varlen":
             queries, keys = sum(self.lengths) if self.queries == self.keys else queries, sum(self.lengths)
-        return BYTES[self.dtype] * (self.heads * queries + self.kv_heads * keys) * (self.dim + self.v_dim)
+        units = 8 if self.dtype == "int8" else 0  # behind a row of keys and one of values
+        return BYTES[self.dtype] * (self.heads * queries + self.kv_heads * keys) * (self.dim + self.v_dim + units)
 
     @property
     def bias_bytes(self) -> int:
@@ -132,16 +138,49 @@ class Case:
     @property
     def unit(self) -> str:
         """The unit that says most: a small call's latency, the rate at which one query reads the cache, arithmetic, or sentences."""
-        if self.work == "model":
-            return "sentences/s"
+        if unit := {"model": "sentences/s", "step": "tokens/s"}.get(self.work):
+            return unit
         if self.batch * self.heads * self.queries * self.keys * (self.dim + self.v_dim) < 2_000_000:
             return "µs"
         return "GB/s" if self.queries == 1 else "GFLOP/s"
+
+    @property
+    def pairs(self) -> bool:
+        """Whether pairs of bfloat16 may be multiplied."""
+        return self.dtype == "bfloat16" or self.option == "bf16"
+
+    @property
+    def roof(self) -> str:
+        """What bounds it."""
+        if self.unit in ("GB/s", "tokens/s"):
+            return "read bandwidth"
+        return "peak in pairs of bfloat16" if self.pairs else "FMA peak"
+
+    @property
+    def part(self) -> str:
+        """Which table it stands in: one of PARTS."""
+        if self.work in ("module", "qwen3", "model"):
+            return "Layers and models"
+        if self.roof == "read bandwidth" or self.kind == "decode":
+            return "One query and a cache"
+        if self.dtype == "float64" or self.work != "attention":
+            return "Ragged batches, float64, statistics"
+        return "float32" if self.dtype == "float32" and not self.pairs else "16 bits"
 
     def plain(self, flops: int) -> Case:
         """Attention without options, as many queries as keys, that does `flops` of useful work."""
         side = isqrt(flops // (2 * self.batch * self.heads * (self.dim + self.v_dim)))
         return Case(self.batch, self.heads, side, self.dim, self.kv_heads, v_dim=self.v_dim, layout=self.layout, dtype=self.dtype)
+
+
+PARTS = ("float32", "16 bits", "One query and a cache", "Ragged batches, float64, statistics", "Layers and models")
+
+
+def _from_memory() -> Iterator[Case]:
+    """One query a head, and 151 MB of keys and values: more than four times the last cache of the machine they were chosen on."""
+    for dtype, dim, group in product(("float32", "bfloat16"), (64, 80, 128), (1, 4, 7, 8)):
+        keys = -(-(9 << 24) // (8 * 2 * dim * BYTES[dtype]))
+        yield Case(1, 8 * group, 1, dim, kv_heads=8, keys=keys, dtype=dtype, goal=Goal(peak=0.75), alone=True, kind="memory")
 
 
 CASES: tuple[Case, ...] = (
@@ -181,7 +220,25 @@ CASES: tuple[Case, ...] = (
     Case(1, 32, 4, 128, kv_heads=8, keys=4096, causal="bottom-right", kind="few"),  # speculative decoding
     Case(2, 8, 1024, 40, keys=77, kind="few"),  # the other way round: Stable Diffusion on a prompt
     Case(8, 12, 1, 64, keys=1024, kind="decode"),
-    Case(1, 32, 1, 128, kv_heads=8, keys=4096, kind="decode"),
+    Case(1, 12, 1, 64, goal=Goal(torch_time=0.5), keys=1024, kind="decode"),  # GPT-2
+    Case(1, 32, 1, 128, goal=Goal(ratio=2.5), kv_heads=8, keys=4096, kind="decode"),
+    Case(1, 32, 1, 128, goal=Goal(ratio=2.5), kv_heads=8, keys=4096, dtype="bfloat16", kind="decode"),
+    Case(1, 32, 1, 128, goal=Goal(ratio=2.7, peak=0.75), kv_heads=8, keys=32768, kind="decode"),
+    Case(1, 32, 1, 128, goal=Goal(ratio=2.7, peak=0.75), kv_heads=8, keys=32768, dtype="bfloat16", kind="decode"),
+    *_from_memory(),
+    # The next token of a cache: GPT-2, and Llama 3 8B with a long past in three storages.  int8 competes with bfloat16.
+    Case(1, 12, 1, 64, keys=1024, work="step", kind="cache"),
+    Case(1, 32, 1, 128, kv_heads=8, keys=32768, work="step", kind="cache"),
+    Case(1, 32, 1, 128, kv_heads=8, keys=32768, dtype="bfloat16", work="step", kind="cache"),
+    Case(1, 32, 1, 128, goal=Goal(ratio=1.5), kv_heads=8, keys=32768, dtype="int8", work="step", kind="cache"),
+    # 16 bits.
+    Case(1, 8, 8192, 64, goal=Goal(ratio=1.25, peak=0.80, torch_time=1 / 2.2), dtype="bfloat16", kind="half"),
+    Case(1, 32, 2048, 128, goal=Goal(ratio=1.25, peak=0.85, torch_time=1 / 2.2), dtype="bfloat16", kind="half"),
+    Case(1, 12, 1024, 64, goal=Goal(ratio=1.25, peak=0.70, torch_time=1 / 2.2), causal="top-left", dtype="bfloat16", kind="half"),
+    Case(8, 12, 128, 64, goal=Goal(ratio=1.25, peak=0.60, torch_time=1 / 2.2), dtype="bfloat16", kind="half"),
+    Case(1, 32, 1024, 128, kv_heads=8, causal="top-left", goal=Goal(torch_time=1 / 1.5), dtype="float16", kind="half"),
+    Case(8, 12, 128, 64, goal=Goal(torch_time=1 / 1.5), dtype="float16", kind="half"),
+    Case(1, 32, 1024, 128, option="bf16", kind="half"),
     # Options.
     Case(8, 12, 384, 64, mask="padding", kind="option"),
     Case(1, 12, 1024, 64, mask="window", kind="option"),

@@ -20,6 +20,8 @@ def onnxruntime(problem: Problem, threads: int) -> Iterator[Form]:
     ort: Any = import_module("onnxruntime")
 
     c = problem.case
+    if c.dtype == "bfloat16":
+        raise CannotExpress("it has no attention in bfloat16 on a CPU")
     ort.set_default_logger_severity(4)  # an operator that refuses a shape says so in the exception as well
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
@@ -95,14 +97,16 @@ def openvino(problem: Problem, threads: int) -> Iterator[Form]:
     extra = additive_mask(problem)
     causal = native_causal(problem)
     core = ov.Core()
-    config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    precision = "bf16" if c.pairs else "f32"
+    config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+    known = {"float32": ov.Type.f32, "float64": ov.Type.f64, "float16": ov.Type.f16, "bfloat16": ov.Type.bf16}
 
     @reported
     def compiled(name: str, repeat: bool, query_shape: tuple[int, ...] | None = None, mask: Floats | None = extra) -> Form:
         swapped = c.layout == "blhd"
         arrays: list[Any] = [x.swapaxes(1, 2) if swapped else x for x in (problem.query, problem.key, problem.value)]
         arrays += [mask] * (mask is not None)
-        inputs = [op.parameter(x.shape, np.dtype(c.dtype)) for x in arrays]
+        inputs = [op.parameter(x.shape, known[c.dtype]) for x in arrays]
         nodes: list[Any] = list(inputs)
         if swapped:
             nodes[:3] = [op.transpose(x, op.constant([0, 2, 1, 3])) for x in nodes[:3]]
@@ -117,11 +121,11 @@ def openvino(problem: Problem, threads: int) -> Iterator[Form]:
             out = op.transpose(op.reshape(out, op.constant(list(problem.shape)), False), op.constant([0, 2, 1, 3]))
         request = core.compile_model(ov.Model([out], inputs, "attention"), "CPU", config).create_infer_request()
         for i, x in enumerate(arrays):
-            request.set_input_tensor(i, ov.Tensor(x, shared_memory=True))
+            request.set_input_tensor(i, ov.Tensor(x.view(np.int16) if c.dtype == "bfloat16" else x, x.shape, known[c.dtype]))
 
         def result(_: Any) -> NDArray[Any]:
             assert arrays  # the request reads their memory: they must live as long as this form
-            y: NDArray[Any] = request.get_output_tensor(0).data
+            y: NDArray[Any] = request.get_output_tensor(0).data.view(c.dtype)  # of bfloat16 it says float16
             return y.swapaxes(1, 2) if swapped else y.reshape(problem.shape)
 
         return Form(name, request.infer, result)

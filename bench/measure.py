@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
 from time import perf_counter, process_time, sleep
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,9 +20,12 @@ from .problems import CannotExpress, Floats, Task
 from .results import PLAIN, CaseResult, Contestant
 from .works import WORKS
 
+T = TypeVar("T")
+
 # float32 differs from exact results by about 1e-6 on these inputs, half precision in disguise by 1e-3; float64 by 1e-15, with a float32
 # inside by 1e-7.
-TOLERANCE = {"float32": 1e-4, "float64": 1e-12}
+# 16 bits round the result by 2**-12 and 2**-9, and bfloat16 the weights, too; int8 every number by half of a 127th of its row's largest.
+TOLERANCE = {"float32": 1e-4, "float64": 1e-12, "float16": 2e-3, "bfloat16": 2e-2, "int8": 5e-2}
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def error_of(form: Form, problem: Task) -> float:
         result = form.result(form.call())
     if result.shape != problem.shape:
         raise ValueError(f"a result of shape {result.shape} instead of {problem.shape}")
-    return float(np.max(np.abs(result[..., problem.rows, :] - problem.reference)))
+    return float(np.max(np.abs(np.asarray(result[..., problem.rows, :], problem.reference.dtype) - problem.reference)))
 
 
 def prepare(name: str, rival: Rival, problem: Task, effort: Effort) -> tuple[Contestant, Form | None]:
@@ -82,7 +86,7 @@ def prepare(name: str, rival: Rival, problem: Task, effort: Effort) -> tuple[Con
     ImportError
         It is not installed.
     """
-    allowed = TOLERANCE[problem.case.dtype] * float(np.max(np.abs(problem.reference)))
+    allowed = TOLERANCE["bfloat16" if problem.case.pairs else problem.case.dtype] * float(np.max(np.abs(problem.reference)))
     contestant = Contestant(name, "cannot", "it offers no form of this", flops=problem.flops)
     best: tuple[float, Form] | None = None
 
@@ -161,6 +165,8 @@ def measure(case: Case, entrants: Mapping[str, Rival], effort: Effort, absent: d
         result.peak.append(_kernels.fma_peak(effort.threads, 0.02))
         if effort.threads > 1:
             result.single.append(_kernels.fma_peak(1, 0.02))
+        if case.pairs:
+            result.pairs.append(_kernels.fma_peak(effort.threads, 0.02, "bfloat16"))
         result.read.append(_kernels.read_rate(buffer, effort.threads)[0])
 
     turns.append(roofs)
@@ -175,7 +181,7 @@ def take_turn(form: Form, contestant: Contestant) -> None:
     contestant.seconds.append(time_calls(form, contestant.calls))
 
 
-def rotated(turns: list[Callable[[], None]], by: int) -> Iterable[Callable[[], None]]:
+def rotated(turns: Sequence[T], by: int) -> Iterable[T]:
     """The same turns, another one first."""
     start = by % len(turns)
-    return turns[start:] + turns[:start]
+    return (*turns[start:], *turns[:start])

@@ -21,8 +21,8 @@ def draw(result: Result, path: Path) -> None:
     Parameters
     ----------
     result : Result
-        A run, of which attention in float32 is drawn.  Calls too small for anything but latency, and cases on which the first subject
-        was not timed, are left out.
+        A run, of which attention in float32 is drawn.  Calls too small for anything but latency, those without rivals, and cases on which
+        the first subject was not timed, are left out.
     path : Path
         Where the picture goes.
 
@@ -34,7 +34,8 @@ def draw(result: Result, path: Path) -> None:
     pairs: list[Pair] = []
     for case in result.cases:
         ours = case.named(result.subjects[0])
-        if case.case.work != "attention" or case.case.dtype != "float32" or case.case.unit == "µs":
+        c = case.case
+        if c.work != "attention" or c.dtype != "float32" or c.pairs or c.alone or c.unit == "µs":
             continue
         if ours is not None and ours.timed:
             pairs.append((case, ours, case.best_rival(result.subjects)))

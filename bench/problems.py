@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from importlib import import_module
 from typing import Any, Protocol
 from zlib import crc32
 
@@ -50,7 +51,8 @@ class Problem:
     def __init__(self, case: Case) -> None:
         self.case = c = case
         rng = np.random.default_rng(crc32(case.name.encode()))
-        dtype: Any = np.dtype(c.dtype)  # Any, for the stubs of standard_normal
+        if c.dtype == "bfloat16":
+            import_module("ml_dtypes")  # by which NumPy knows the name
         self.query = self._normal(rng, c.heads, c.queries, c.dim)
         self.key = self._normal(rng, c.kv_heads, c.keys, c.dim)
         self.value = self._normal(rng, c.kv_heads, c.keys, c.v_dim)
@@ -65,12 +67,12 @@ class Problem:
             self.mask = rng.random((1, 1, c.queries, c.keys)) < 0.9
             self.mask[..., 0] = True  # nobody is left without a key, where libraries differ
         elif c.mask == "bias":  # one table per head, as T5's relative positions
-            self.bias = rng.standard_normal((1, c.heads, c.queries, c.keys), dtype=dtype)
+            self.bias = self._random(rng, 1, c.heads, c.queries, c.keys)
         self.slopes: Floats | None = None
         if c.option == "alibi":  # powers of two: their products with a distance are exact, whoever computes them
-            self.slopes = np.ldexp(1.0, -1 - np.arange(c.heads) % 8).astype(dtype)
-            self.bias = -self.slopes[None, :, None, None] * self._distance().astype(dtype)
-        self.sinks: Floats | None = rng.standard_normal(c.heads, dtype=dtype) if c.option == "sinks" else None
+            self.slopes = np.ldexp(1.0, -1 - np.arange(c.heads) % 8).astype(c.dtype)
+            self.bias = -self.slopes[None, :, None, None] * self._distance().astype(c.dtype)
+        self.sinks: Floats | None = self._random(rng, c.heads) if c.option == "sinks" else None
         self.softcap = SOFTCAP if c.option == "softcap" else 0.0
 
     def _distance(self) -> NDArray[np.int64]:
@@ -78,11 +80,13 @@ class Problem:
         return distance
 
     def _normal(self, rng: np.random.Generator, heads: int, length: int, dim: int) -> Floats:
-        dtype: Any = np.dtype(self.case.dtype)
         swapped = self.case.layout == "blhd"
-        middle = (length, heads) if swapped else (heads, length)
-        x: Floats = rng.standard_normal((self.case.batch, *middle, dim), dtype=dtype)
+        x = self._random(rng, self.case.batch, *((length, heads) if swapped else (heads, length)), dim)
         return x.swapaxes(1, 2) if swapped else x
+
+    def _random(self, rng: np.random.Generator, *shape: int) -> Floats:
+        x: Floats = rng.standard_normal(shape, dtype=np.float64 if self.case.dtype == "float64" else np.float32)
+        return x.astype(self.case.dtype, copy=False)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+from .cases import PARTS
 from .results import PLAIN, CaseResult, Contestant, Estimate, Result
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -35,11 +37,32 @@ def _speed(result: CaseResult, contestant: Contestant | None) -> str:
     if not contestant.timed:
         return contestant.status
     unit = result.case.unit
-    return figure(result.rate(contestant)) + (f" {unit.replace('sentences', '')}" if unit != "GFLOP/s" else "")
+    return figure(result.rate(contestant)) + (f" {unit.removeprefix('sentences').removeprefix('tokens')}" if unit != "GFLOP/s" else "")
 
 
 def _error(contestant: Contestant | None) -> str:
     return "-" if contestant is None or contestant.error is None else f"{contestant.error:.1e}"
+
+
+def parts(result: Result) -> Iterator[tuple[str, Result]]:
+    """The run as one for each table that has a case; those without rivals stand in `grid`."""
+    for part in PARTS:
+        cases = [x for x in result.cases if x.case.part == part and not (x.case.alone and x.best_rival(result.subjects) is None)]
+        if cases:
+            yield part, replace(result, cases=cases)
+
+
+def grid(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows: the first subject's share of the read bandwidth, by storage and width, and heads that share their keys."""
+    subject, shares, groups = result.subjects[0], dict[str, dict[int, str]](), set[int]()
+    for case in result.cases:
+        our, c = case.named(subject), case.case
+        if c.alone and case.best_rival(result.subjects) is None and our is not None:
+            row = f"{c.dtype}, {c.dim} wide, {c.bytes / 1e6:.0f} MB"
+            shares.setdefault(row, {})[c.group] = f"{_speed(case, our)} ({case.share(our):.0%})" if our.timed else our.status
+            groups.add(c.group)
+    heads = [f"group of {group}" for group in sorted(groups)]
+    return [f"{subject} from memory", *heads], [[name, *(row.get(group, "-") for group in sorted(groups))] for name, row in shares.items()]
 
 
 def comparison(result: Result) -> tuple[list[str], list[list[str]]]:
@@ -53,7 +76,7 @@ def comparison(result: Result) -> tuple[list[str], list[list[str]]]:
             speed += f" ({case.share(our):.0%})" if case.case.unit != "µs" else ""
             ratio = interval(case.ratio(our, rival)) if rival else "-"
         rows.append([case.case.name, speed, rival.name if rival else "-", ratio, _error(our), _error(rival)])
-    return ["case", f"{subject} (of peak)", "best rival", "times faster [95 %]", "error", "rival's"], rows
+    return ["case", f"{subject} (of roof)", "best rival", "times faster [95 %]", "error", "rival's"], rows
 
 
 def speeds(result: Result) -> tuple[list[str], list[list[str]]]:
@@ -67,12 +90,15 @@ def notes(result: Result) -> list[str]:
     machine = "; ".join(result.machine.values())
     peak = [x for case in result.cases for x in case.peak]
     read = [x for case in result.cases for x in case.read]
+    pairs = [x for case in result.cases for x in case.pairs]
     roofs = f"; FMA peak {_range(peak)} GFLOP/s, read {_range(read)} GB/s" if peak and read else ""
+    roofs += f", in pairs of bfloat16 {_range(pairs)} GFLOP/s" if pairs else ""
     threads = _count(result.threads, "thread")
     lines = [
         "Cases are batch x heads x length x width, float32 unless they say otherwise; a module's are batch x length x width / heads.  "
-        "Speeds are GFLOP/s of useful work (masked pairs do not count) with the share of the FMA peak; GB/s with the share of the read "
-        "bandwidth where a single query reads a cache; µs for calls too small for either; sentences /s of a model.",
+        "Speeds are GFLOP/s of useful work (masked pairs do not count) with the share of the FMA peak, of bfloat16 that of pairs; GB/s "
+        "with the share of the read bandwidth where a single query reads a cache; tokens /s of a step with a KVCache, and its share; µs "
+        "for calls too small for either; sentences /s of a model.",
         "Times faster: the best rival's time over ours, median over the rounds; above 1 is a win, below 1 a loss.",
         f"{machine}; {threads}, {result.kernels} kernels, {_count(result.rounds, 'interleaved round')}, {result.date}{roofs}.",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in result.versions.items()) + ".",
@@ -90,7 +116,12 @@ def notes(result: Result) -> list[str]:
         gain = f"{result.threads} threads did only {median(gains):.2f} times the FMAs of one"
         lines.append(f"{gain}: other programs were running, or the CPUs share cores.")
     lines += [f"{name}: not installed ({why})." for name, why in result.absent.items()]
-    return lines + [f"{x.name} on {case.case.name}: {x.status}: {x.why}." for case in result.cases for x in case.contestants if not x.timed]
+    reasons: dict[str, list[str]] = {}
+    for case in result.cases:
+        for x in case.contestants:
+            if not x.timed:
+                reasons.setdefault(f"{x.name}: {x.status}: {x.why}", []).append(case.case.name)
+    return lines + [f"{why} ({', '.join(names)})." for why, names in reasons.items()]
 
 
 def goals(result: Result) -> list[tuple[str, bool]]:
@@ -113,7 +144,8 @@ def goals(result: Result) -> list[tuple[str, bool]]:
                     (f"{name}: {ratio.median:.2f} times faster than {rival.name}; promised {goal.ratio:.2f}", ratio.median >= goal.ratio)
                 )
         if goal.peak:
-            lines.append((f"{name}: {case.share(our):.1%} of the FMA peak; promised {goal.peak:.0%}", case.share(our) >= goal.peak))
+            share, roof = case.share(our), case.case.roof
+            lines.append((f"{name}: {share:.1%} of the {roof}; promised {goal.peak:.0%}", share >= goal.peak))
         torch = case.named("torch")
         if goal.torch_time and torch and torch.timed:
             part = 1 / case.ratio(our, torch).median
@@ -126,13 +158,21 @@ def goals(result: Result) -> list[tuple[str, bool]]:
 
 
 def markdown(result: Result) -> str:
-    """One table of everything, and its notes; padded, so that it also reads well as plain text."""
-    (columns, rows), (names, others) = comparison(result), speeds(result)
-    lines = [columns[:4] + names[1:] + columns[4:], *(row[:4] + other[1:] + row[4:] for row, other in zip(rows, others, strict=True))]
+    """A table for each part, and the notes; padded, so that it also reads well as plain text."""
+    text = []
+    for name, part in parts(result):
+        (columns, rows), (names, others) = comparison(part), speeds(part)
+        lines = [columns[:4] + names[1:] + columns[4:], *(row[:4] + other[1:] + row[4:] for row, other in zip(rows, others, strict=True))]
+        text += [f"**{name}**", "", *_padded(lines), ""]
+    columns, rows = grid(result)
+    text += [*_padded([columns, *rows]), ""] if rows else []
+    return "\n".join([*text, *(f"- {line}" for line in notes(result))]) + "\n"
+
+
+def _padded(lines: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [f"| {line[0]:<{widths[0]}} | " + " | ".join(map(str.rjust, line[1:], widths[1:])) + " |" for line in lines]
-    text.insert(1, f"|{'-' * (widths[0] + 2)}|" + "".join(f"{'-' * (width + 1)}:|" for width in widths[1:]))
-    return "\n".join(text) + "\n\n" + "\n".join(f"- {line}" for line in notes(result)) + "\n"
+    return [text[0], f"|{'-' * (widths[0] + 2)}|" + "".join(f"{'-' * (width + 1)}:|" for width in widths[1:]), *text[1:]]
 
 
 def insert(readme: Path, text: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from .cases import BYTES, Case, Goal
+from .cases import Case, Goal
 
 SCHEMA_VERSION = 1
 PLAIN = "plain"  # the first subject at plain attention, no rival
@@ -82,6 +82,7 @@ class CaseResult:
     peak: list[float] = field(default_factory=list)  # GFLOP/s of the FMA loop, one for each round
     read: list[float] = field(default_factory=list)  # GB/s from memory, one for each round
     single: list[float] = field(default_factory=list)  # the FMA loop on one thread, where there are more
+    pairs: list[float] = field(default_factory=list)  # GFLOP/s of the same loop in pairs of bfloat16, where they may be multiplied
 
     def named(self, name: str) -> Contestant | None:
         return next((x for x in self.contestants if x.name == name), None)
@@ -95,11 +96,11 @@ class CaseResult:
         return estimate([theirs / our for theirs, our in zip(rival.seconds, subject.seconds, strict=True)])
 
     def share(self, contestant: Contestant) -> float:
-        """Median over the rounds of the share of what the machine gave then: read bandwidth for decoding, else the FMA peak."""
-        if self.case.unit == "GB/s":
+        """Median over the rounds of the share of what the machine gave then: of the roof that applies."""
+        if self.case.roof == "read bandwidth":
             return median(self.case.bytes / 1e9 / s / read for s, read in zip(contestant.seconds, self.read, strict=True))
-        work = self._flops(contestant) / 1e9 * BYTES[self.case.dtype] / BYTES["float32"]  # the peak is float32's
-        return median(work / s / peak for s, peak in zip(contestant.seconds, self.peak, strict=True))
+        work = self._flops(contestant) / 1e9 * (2 if self.case.dtype == "float64" else 1)  # the peak is float32's, or that of pairs
+        return median(work / s / peak for s, peak in zip(contestant.seconds, self.pairs or self.peak, strict=True))
 
     def over_plain(self, contestant: Contestant, plain: Contestant) -> float:
         """Time for the useful work over that of plain attention, median over the rounds; reading a dense bias is not held against it."""
@@ -111,10 +112,10 @@ class CaseResult:
         return contestant.flops or self.flops
 
     def rate(self, contestant: Contestant) -> float:
-        """Median speed in the case's unit: µs per call, GB/s, GFLOP/s or sentences/s."""
+        """Median speed in the case's unit: µs per call, GB/s, GFLOP/s, sentences/s or tokens/s."""
         if self.case.unit == "µs":
             return contestant.time * 1e6
-        if self.case.unit == "sentences/s":
+        if self.case.unit in ("sentences/s", "tokens/s"):
             return self.case.batch / contestant.time
         return (self.case.bytes if self.case.unit == "GB/s" else self._flops(contestant)) / 1e9 / contestant.time
 

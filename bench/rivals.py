@@ -37,16 +37,31 @@ def torch_setting(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def tensor(x: NDArray[Any]) -> Any:
+    """The same memory in torch, which does not know NumPy's bfloat16."""
+    torch: Any = import_module("torch")
+    return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16) if x.dtype.name == "bfloat16" else torch.from_numpy(x)
+
+
+def array(x: Any) -> NDArray[Any]:
+    """A tensor's numbers, bfloat16 as float32."""
+    result: NDArray[Any] = (x.float() if x.itemsize == 2 else x).numpy()
+    return result
+
+
 def torch(problem: Problem, threads: int) -> Iterator[Form]:
     """`scaled_dot_product_attention`, with grouped heads native and stacked, masks as bools and floats; and plain products."""
     torch: Any = import_module("torch")
     c = problem.case
     sdpa = torch.nn.functional.scaled_dot_product_attention
-    q, k, v = (torch.from_numpy(x) for x in (problem.query, problem.key, problem.value))
-    form = partial(Form, result=lambda y: np.asarray(y).reshape(problem.shape), setting=partial(torch_setting, threads))
+    q, k, v = map(tensor, (problem.query, problem.key, problem.value))
+    form = partial(Form, result=lambda y: array(y).reshape(problem.shape), setting=partial(torch_setting, threads))
     shared = {"enable_gqa": True} if c.group > 1 else {}
+    if c.option == "bf16":
+        causal = native_causal(problem)
+        yield form("sdpa of bfloat16 copies", lambda: sdpa(*(x.bfloat16() for x in (q, k, v)), is_causal=causal, **shared).float())
     if problem.sinks is not None:  # one more key and value, both zero, whose bias is the sink
-        sinks = torch.from_numpy(problem.sinks)[:, None, None].expand(-1, c.queries, -1)
+        sinks = tensor(problem.sinks)[:, None, None].expand(-1, c.queries, -1)
         extra = torch.cat([torch.zeros(c.heads, c.queries, c.keys, dtype=q.dtype), sinks], -1)[None]
         more = [torch.cat([x, torch.zeros_like(x[:, :, :1])], 2) for x in (k, v)]
         yield form("sdpa, one more key", partial(sdpa, q, *more, extra, **shared))
@@ -58,12 +73,12 @@ def torch(problem: Problem, threads: int) -> Iterator[Form]:
         if extra is None:
             yield form("sdpa", partial(sdpa, q, k, v, **options))
         else:
-            yield form("sdpa, float mask", partial(sdpa, q, k, v, torch.from_numpy(extra), **options))
+            yield form("sdpa, float mask", partial(sdpa, q, k, v, tensor(extra), **options))
         if extra is not None and problem.bias is None:
             yield form("sdpa, bool mask", partial(sdpa, q, k, v, torch.from_numpy(problem.allowed), **options))
     if problem.softcap == 0 and (stacked := None if problem.vast else stacked_heads(problem)):
         shape, rows = stacked
-        tall = None if rows is None else torch.from_numpy(rows)
+        tall = None if rows is None else tensor(rows)
         yield form("sdpa, heads stacked", lambda: sdpa(q.reshape(shape), k, v, attn_mask=tall))
     if c.sees_all and room_for_scores(problem):
         kt, scale, groups = k.transpose(-1, -2), c.dim**-0.5, (c.batch, c.kv_heads, c.group * c.queries, c.dim)
@@ -87,11 +102,11 @@ def _in_chunks(problem: Problem, torch: Any) -> Callable[[], Any]:
     i, j = torch.arange(c.window)[:, None], torch.arange(2 * c.window) - c.window
     mask = ((j <= i) & (j >= i - c.window)).repeat(chunks, 1, 1)
     mask[0] &= j >= 0
-    mask = torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)[None]
-    q = torch.from_numpy(problem.query).reshape(c.heads, chunks, c.window, c.dim)
+    q = tensor(problem.query).reshape(c.heads, chunks, c.window, c.dim)
+    mask = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)[None]
 
     def overlapping(x: Floats) -> Any:
-        padded = torch.nn.functional.pad(torch.from_numpy(x)[0], (0, 0, c.window, 0))
+        padded = torch.nn.functional.pad(tensor(x)[0], (0, 0, c.window, 0))
         return padded.unfold(1, 2 * c.window, c.window).transpose(-1, -2)
 
     k, v = overlapping(problem.key), overlapping(problem.value)
@@ -104,23 +119,26 @@ def zentorch(problem: Problem, threads: int) -> Iterator[Form]:
     import_module("zentorch")  # registers its operators with torch
 
     without(problem, "softcap", "sinks")
-    q, k, v = (torch.from_numpy(x) for x in (problem.query, problem.key, problem.value))
+    q, k, v = map(tensor, (problem.query, problem.key, problem.value))
     extra = additive_mask(problem)  # its masks are floats
-    mask = None if extra is None else torch.from_numpy(extra)
+    mask = None if extra is None else tensor(extra)
     causal = native_causal(problem)
     ops = torch.ops.zentorch
     form = partial(Form, setting=partial(torch_setting, threads))
 
     def first(results: Any) -> NDArray[Any]:
-        return np.asarray(results[0]).reshape(problem.shape)
+        return array(results[0]).reshape(problem.shape)
 
+    if problem.case.option == "bf16":
+        copies = partial(map, lambda x: x.bfloat16(), (q, k, v))
+        yield form("sdpa of bfloat16 copies", lambda: [ops.zentorch_sdpa(*copies(), 0.0, causal, attn_mask=mask)[0].float()], first)
     yield form("sdpa", partial(ops.zentorch_sdpa, q, k, v, 0.0, causal, attn_mask=mask), first)
     if mask is None:
         out = torch.empty(problem.shape, dtype=q.dtype)
-        yield form("sdpa into out", partial(ops.zentorch_sdpa_attn, q, k, v, out, None, causal), lambda _: out.numpy())
+        yield form("sdpa into out", partial(ops.zentorch_sdpa_attn, q, k, v, out, None, causal), lambda _: array(out))
     if stacked := stacked_heads(problem):
         shape, rows = stacked
-        tall = None if rows is None else torch.from_numpy(rows)
+        tall = None if rows is None else tensor(rows)
         yield form("sdpa, heads stacked", lambda: ops.zentorch_sdpa(q.reshape(shape), k, v, attn_mask=tall), first)
 
 
@@ -141,6 +159,8 @@ def limited(threads: int) -> Setting:
 def numpy(problem: Problem, threads: int) -> Iterator[Form]:
     """Matrix products and a softmax in place: all at once, row block by row block, and the blocks dealt out to threads."""
     c = problem.case
+    if c.dtype in ("float16", "bfloat16"):
+        raise CannotExpress("it multiplies 16-bit numbers one by one")
     scale = np.array(c.dim**-0.5, c.dtype)
     kt, v = problem.key.swapaxes(-1, -2), problem.value
     by_group = (c.batch, c.kv_heads, c.group, c.queries)

@@ -21,12 +21,12 @@ from qkvc._console import add_sizes, parse_sizes
 from qkvc._console import table as print_table
 from qkvc.explanation import READ_BYTES
 
-from . import report
-from .cases import CASES, MASKS, OPTIONS, Case, select
+from . import curve, report
+from .cases import CASES, DTYPES, MASKS, OPTIONS, Case, select
 from .forms import Rival
 from .measure import Effort, measure
 from .results import Result
-from .works import RIVALS, WORKS, ours
+from .works import RIVALS, ours, rivals_of
 
 # What describes a case besides its shape, with the defaults of options and fields alike.
 OF_SHAPE = {
@@ -40,14 +40,14 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Speed and error of qkvc beside every installed rival, measured in turns.",
-        epilog=f"`{prog} report RESULT.json` turns a saved result into a table.",
+        epilog=f"`{prog} report RESULT.json` turns a saved result into a table, `{prog} curve` takes 1 to 64 queries.",
     )
     what = parser.add_argument_group("cases")
     what.add_argument("--quick", action="store_true", help="a few cases, half a minute")
     what.add_argument("--cases", nargs="+", metavar="PATTERN", help="names or kinds, `*` allowed: 8x12*, encoder")
     what.add_argument("--list", action="store_true", help="print names and kinds, measure nothing")
     what.add_argument("--shape", metavar="BxHxLxD", help="one case of your own instead")
-    add_sizes(what)
+    add_sizes(what, DTYPES)
     what.add_argument("--mask", default="", choices=MASKS)
     what.add_argument("--window", type=int, default=0, metavar="W", help="each query sees its own key and W before it")
     what.add_argument("--option", default="", choices=OPTIONS)
@@ -170,8 +170,11 @@ def _versions(names: Sequence[str]) -> dict[str, str]:
 def _show(result: Result, check: bool) -> int:
     """Print the tables and what they need; 1 if the subject was wrong, or with `check` if a promise was not kept."""
     if sys.stdout.isatty():
-        print_table("Beside the best rival", *report.comparison(result))
-        print_table("Everyone else", *report.speeds(result))
+        for name, part in report.parts(result):
+            print_table(f"{name}: beside the best rival", *report.comparison(part))
+            print_table(f"{name}: everyone else", *report.speeds(part))
+        if (memory := report.grid(result))[1]:
+            print_table("Read from memory", *memory)
         print("\n".join(report.notes(result)))
     else:
         print(report.markdown(result), end="")
@@ -199,8 +202,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     prog = "python -m bench" if __package__ == "bench" else "qkvc bench"
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["report"]:
-        return report.main(arguments[1:], prog)
+    for name, program in (("report", report.main), ("curve", curve.main)):
+        if arguments[:1] == [name]:
+            return program(arguments[1:], prog)
     parser = _parser(prog)
     options = parser.parse_args(arguments)
     if options.list:
@@ -223,7 +227,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 for case in cases:
                     announce(case.name)
-                    here = {name: rival for name, rival in WORKS[case.work].rivals.items() if name in rivals}
+                    near = [] if case.alone and options.rivals is None else rivals
+                    here = {name: rival for name, rival in rivals_of(case).items() if name in near}
                     try:
                         result.cases.append(measure(case, {**subjects, **here}, effort, result.absent, buffer))
                     except ImportError as error:  # the case itself needs something, as a model its weights

@@ -12,7 +12,7 @@ import numpy as np
 
 import qkvc
 
-from . import compiled, inside, layers, qwen3, ragged, rivals
+from . import compiled, inside, layers, qwen3, ragged, rivals, steps
 from .cases import Case
 from .forms import Form, Rival
 from .problems import Problem, Stats, Task
@@ -30,6 +30,8 @@ def our_attention(problem: Problem, threads: int) -> Iterator[Form]:
         options["window"] = (c.window, 0)
     if problem.softcap:
         options["softcap"] = problem.softcap
+    if c.option == "bf16":
+        options["precision"] = "bf16"
     bias = problem.bias if problem.slopes is None else None
     arrays = {"mask": problem.mask, "bias": bias, "alibi_slopes": problem.slopes, "sinks": problem.sinks}
     options |= {name: x for name, x in arrays.items() if x is not None}
@@ -64,11 +66,27 @@ WORKS: dict[str, Work] = {
     ),
     "stats": Work(Stats, inside.ours, {"numpy": inside.numpy}),
     "varlen": Work(ragged.Ragged, ragged.ours, {"torch": ragged.torch, "numpy": ragged.numpy}),
+    "step": Work(
+        steps.Step,
+        steps.ours,
+        {
+            "torch": steps.torch,
+            "zentorch": partial(steps.torch, rival=rivals.zentorch),
+            "onnxruntime": steps.onnxruntime,
+            "numpy": steps.numpy,
+        },
+    ),
     "module": Work(layers.Layer, layers.our_layer, {"torch": layers.torch_layer, "numpy": layers.numpy}),
     "qwen3": Work(qwen3.Layer, qwen3.ours, {"torch": qwen3.torch, "numpy": qwen3.numpy}),
     "model": Work(layers.Sentences, layers.our_model, {"torch": layers.torch_model, "numpy": layers.numpy}),
 }
-RIVALS = WORKS["attention"].rivals
+OF_INT8 = {"bfloat16": steps.in_bfloat16}  # nobody else has such a cache
+RIVALS = {**WORKS["attention"].rivals, **OF_INT8}
+
+
+def rivals_of(case: Case) -> Mapping[str, Rival]:
+    """Who competes in a case."""
+    return OF_INT8 if case.dtype == "int8" else WORKS[case.work].rivals
 
 
 def ours(problem: Task, threads: int, isa: str | None = None) -> Iterator[Form]:
