@@ -58,45 +58,38 @@ static void few_pair_scores(const void *Q_, int queries, int D, const void *K, p
     }
 }
 
-static INLINE void few_pair_sums(const int rows, const pair *P, int pairs, REAL *l)
+/* P is rounded to pairs, at the start of the scores' rows.  l sums them transposed, queries in the lanes: chains along the rows wait for
+ * their last product, 6 cycles of 64 pairs each (8 queries: 14.6 cycles a key, 11.0 so). */
+static void few_pair_softmax(void *S_, int queries, int n, void *m_, void *l)
 {
+    REAL *S = S_, *m = m_;
     const vpairs ones = p_set1(0x3f803f80);
-    vec sum[4];
-    UNROLL for (int i = 0; i < rows; ++i) sum[i] = v_set1(0);
-    for (int j = 0; j < pairs; ++j)
-        UNROLL for (int i = 0; i < rows; ++i) sum[i] = p_dot(sum[i], p_set1(P[i * QKVC_BLOCK + j]), ones);
-    UNROLL for (int i = 0; i < rows; ++i) v_store_n(l + i, sum[i], 1);
-}
-
-/* P is rounded to pairs, at the start of the scores' rows */
-static void few_pair_softmax(void *S_, int queries, int n, void *m, void *l)
-{
-    for (int i = 0; i < queries; ++i) {
-        REAL *S = (REAL *)S_ + i * QKVC_BLOCK;
-        const REAL mb = few_largest(S, n, 2 * LANES);
-        const vec shift = v_set1(mb == -INFINITE ? 0 : mb);
-        pair *P = (pair *)(void *)S;
-        for (int j = 0; j < n; j += 2 * LANES) {
-            const vec low = v_exp2_short(v_sub(v_load(S + j), shift)), high = v_exp2_short(v_sub(v_load(S + j + LANES), shift));
-            p_store(P + j / 2, p_narrow(low, high));
+    vec sum = v_set1(0);
+    for (int i = 0; i < queries; ++i) m[i] = few_largest(S + i * QKVC_BLOCK, n, 2 * LANES);
+    for (int j = 0; j < n; j += 2 * LANES) {
+        vec t[LANES];
+        for (int i = 0; i < queries; ++i) {
+            const vec shift = v_set1(m[i] == -INFINITE ? 0 : m[i]);
+            const REAL *s = S + i * QKVC_BLOCK + j;
+            const vec low = v_exp2_short(v_sub(v_load(s), shift)), high = v_exp2_short(v_sub(v_load(s + LANES), shift));
+            p_store((pair *)(void *)S + i * QKVC_BLOCK + j / 2, p_narrow(low, high));
         }
-        ((REAL *)m)[i] = mb;
+        UNROLL for (int k = 0; k < LANES; ++k) t[k] = v_load(S + least(k, queries - 1) * QKVC_BLOCK + j / 2);
+        v_transpose(t);
+        UNROLL for (int c = 0; c < LANES; ++c) sum = p_dot(sum, (vpairs)t[c], ones);
     }
-    for (int i = 0; i < queries; i += 4) {
-#define SUMS(rows) few_pair_sums(rows, (const pair *)S_ + i * QKVC_BLOCK, (n + 1) / 2, (REAL *)l + i)
-        ONE_TO_4(least(queries - i, 4), SUMS)
-#undef SUMS
-    }
+    v_store(l, sum);
 }
 
-/* O[i] += P[i] . V over pairs of value rows, joined on the way: 2 * vecs * LANES columns from c on, or the last `part` of two vectors.  The
- * chain goes on in O from segment to segment. */
+/* O[i] = P[i] . V over pairs of value rows, joined on the way: 2 * vecs * LANES columns from c on, or the last `part` of two vectors.  One
+ * chain for all keys of the block: O stored and loaded again every 16 keys took a quarter of the time (8 queries, D = 64, cycles a key: 25
+ * with 4 x 4 chains, 19 with 8 x 2, for which rows are joined once). */
 static INLINE void few_pair_values_strip(const int rows, const int vecs, const int part, const pair *P, const char *V, ptrdiff_t row,
                                          ptrdiff_t ahead, ptrdiff_t c, int n, REAL *O, int width)
 {
-    vec acc[4][FEW_VECS];
+    vec acc[FEW_ROWS][FEW_VECS];
     UNROLL for (int i = 0; i < rows; ++i)
-        UNROLL for (int v = 0; v < vecs; ++v) acc[i][v] = v_load(O + i * width + c + v * LANES);
+        UNROLL for (int v = 0; v < vecs; ++v) acc[i][v] = v_set1(0);
     for (int j = 0; j < n; j += 2, V += 2 * row) {
         vpairs b[FEW_VECS]; /* always two at once */
         UNROLL for (int v = 0; v < vecs; v += 2) {
@@ -118,29 +111,24 @@ static INLINE void few_pair_values_rows(const int rows, const pair *P, const cha
 {
     ptrdiff_t c = 0;
 #define STRIP(vecs, part) few_pair_values_strip(rows, vecs, part, P, V, row, ahead, c, n, O, width)
-    for (; c + FEW_VECS * LANES <= Dv; c += FEW_VECS * LANES) STRIP(FEW_VECS, 0);
+    if (rows <= 4)
+        for (; c + FEW_VECS * LANES <= Dv; c += FEW_VECS * LANES) STRIP(FEW_VECS, 0);
     for (; c + 2 * LANES <= Dv; c += 2 * LANES) STRIP(2, 0);
     if (c < Dv && Dv - c <= LANES) STRIP(1, Dv - (int)c);
     else if (c < Dv) STRIP(2, Dv - (int)c);
 #undef STRIP
 }
 
-static void few_pair_values(const void *P_, int queries, const void *V_, ptrdiff_t row, int kind, int Dv, int n, void *O_)
+static void few_pair_values(const void *P_, int queries, const void *V, ptrdiff_t row, int kind, int Dv, int n, void *O_)
 {
     const pair *P = P_;
-    const char *V = V_;
     REAL *O = O_;
     const int width = whole_vectors(Dv);
     (void)kind;
-    for (int c = 0; c < queries * width; c += LANES) v_store(O + c, v_set1(0));
-    for (int j = 0; j < n; j += SEGMENT, P += SEGMENT / 2, V += 2 * SEGMENT * row) {
-        const int live = least(SEGMENT, n - j);
-        if (Dv > FEW_VECS * LANES) touch(V, 2 * row, live, 2 * Dv);
-        for (int i = 0; i < queries; i += 4) {
-            const ptrdiff_t ahead = i ? 0 : 2 * QKVC_BLOCK * row;
-#define VALUES(rows) few_pair_values_rows(rows, P + i * QKVC_BLOCK, V, 2 * row, ahead, Dv, live, O + i * width, width)
-            ONE_TO_4(least(queries - i, 4), VALUES)
+    for (int i = 0; i < queries; i += FEW_ROWS) {
+        const ptrdiff_t ahead = i ? 0 : 2 * QKVC_BLOCK * row;
+#define VALUES(rows) few_pair_values_rows(rows, P + i * QKVC_BLOCK, V, 2 * row, ahead, Dv, n, O + i * width, width)
+        ONE_TO_FEW(least(queries - i, FEW_ROWS), VALUES)
 #undef VALUES
-        }
     }
 }
