@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qkvc._kernels import undisturbed
+
 _FLOAT32 = np.dtype(np.float32)
 _FAR = 1e30  # a number of an option, or its reciprocal: beyond, products with log2(e) and distances leave float32
 FARTHEST = 1 << 53  # a position: float64, in which angles are computed, has all integers up to here
@@ -44,7 +46,7 @@ def as_real(name: str, x: Any, who: str = "attention") -> NDArray[Any]:
         return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
     if array.dtype.kind not in "iub":
         raise TypeError(bad(name, _REAL, str(array.dtype), who))
-    return array.astype(np.float64)
+    return undisturbed(array.astype, np.float64)
 
 
 def as_operand(name: str, x: Any, who: str = "attention") -> NDArray[Any]:
@@ -77,7 +79,7 @@ def as_operands(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any, np.dty
     dtype = given[0].dtype
     if any(x.dtype == np.float64 for x in given):
         dtype = np.dtype(np.float64)
-        given = [x.astype(dtype, copy=False) for x in given]
+        given = [x if x.dtype == dtype else undisturbed(x.astype, dtype) for x in given]
     elif any(x.dtype != dtype for x in given):
         dtype = _FLOAT32
     return given[0], given[1], None if value is None else given[2], dtype
@@ -117,8 +119,7 @@ def as_bias(x: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
         raise TypeError(bad("bias", "real numbers", str(array.dtype)))
     if array.dtype != dtype or not array.dtype.isnative:
         limit = np.finfo(dtype).max
-        with np.errstate(over="ignore"):
-            narrow = array.astype(dtype)
+        narrow = undisturbed(array.astype, dtype)
         lost = array.dtype.itemsize > dtype.itemsize
         array = np.where(np.isinf(narrow) & np.isfinite(array), np.copysign(limit, narrow), narrow) if lost else narrow
     return array if array.flags.aligned else array.copy()
@@ -242,12 +243,19 @@ def as_flag(name: str, x: Any, who: str) -> bool:
     return bool(x)
 
 
-def as_count(name: str, n: Any, who: str) -> int:
+def as_count(name: str, n: Any, who: str, least: int = 1) -> int:
     if isinstance(n, (bool, np.bool_)) or not hasattr(n, "__index__"):
-        raise TypeError(bad(name, "an integer of 1 or more", type(n).__name__, who))
-    if (count := int(n.__index__())) < 1:
-        raise ValueError(bad(name, "an integer of 1 or more", str(count), who))
+        raise TypeError(bad(name, f"an integer of {least} or more", type(n).__name__, who))
+    if (count := int(n.__index__())) < least:
+        raise ValueError(bad(name, f"an integer of {least} or more", str(count), who))
     return count
+
+
+def check_layout(layout: Any, who: str) -> None:
+    if not isinstance(layout, str):
+        raise TypeError(bad("layout", '"bhld" or "blhd"', type(layout).__name__, who))
+    if layout not in ("bhld", "blhd"):
+        raise ValueError(bad("layout", '"bhld" or "blhd"', repr(layout), who))
 
 
 def as_softcap(x: Any) -> float:

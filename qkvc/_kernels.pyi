@@ -1,10 +1,13 @@
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from numpy import float32, float64
 from numpy.typing import DTypeLike, NDArray
 
 Real = TypeVar("Real", float32, float64)
+Result = TypeVar("Result")
 
+def undisturbed(function: Callable[..., Result], *arguments: Any) -> Result: ...
 def kernels() -> tuple[str, ...]: ...
 def active_kernels() -> str: ...
 def select_kernels(name: str) -> None: ...

@@ -1,11 +1,17 @@
 """The kernel sets, the thread pool and their controls.  All of src/ is linked into this extension and no other."""
 
+from libc.stdint cimport uint64_t
+
 import os
 from time import perf_counter
 
 import numpy as np
 
 from qkvc._cpu import available_cpus
+
+cdef extern from "fpenv.h" nogil:
+    uint64_t qkvc_fp_enter()
+    void qkvc_fp_leave(uint64_t before)
 
 cdef extern from "pool.h" nogil:
     enum:
@@ -45,6 +51,16 @@ cdef int threads_worth(int threads, double flops) noexcept nogil:
 
 cdef void run(Task task, Idle idle, void *context, Py_ssize_t tasks, int threads) noexcept nogil:
     qkvc_pool_run(task, idle, context, tasks, threads)
+
+
+def undisturbed(function, *arguments):
+    """Call what computes with NumPy under the kernels' rounding and denormals, and with NumPy's errors off, whatever the caller's."""
+    cdef uint64_t environment = qkvc_fp_enter()
+    try:
+        with np.errstate(all="ignore"):
+            return function(*arguments)
+    finally:
+        qkvc_fp_leave(environment)
 
 
 # ------------------------------------------------------------------------------------------------------------------ kernel sets

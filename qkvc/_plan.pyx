@@ -5,7 +5,6 @@ here, before anything is written: "attention: <argument>: expected <what>, got <
 """
 
 from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.math cimport sqrt
 from libc.stdint cimport uintptr_t
 from libc.stdlib cimport free
 
@@ -23,12 +22,30 @@ from qkvc._coerce import (
     as_starts,
     as_window,
     bad,
+    check_layout,
     check_out,
     shape_text,
 )
 
 from qkvc._cut cimport cut, cut_runs
 from qkvc._kernels cimport QKVC_BFLOAT16, QKVC_BLOCK, QKVC_FLOAT16, QKVC_INT8, QKVC_REAL, kernels_in_use
+
+cdef extern from *:
+    """
+    #include <math.h>
+    #include "fpenv.h"
+
+    /* As the kernels round: arithmetic may be moved past a change of the control word, but not past a volatile. */
+    static double qkvc_one_over_root(double D)
+    {
+        const uint64_t before = qkvc_fp_enter();
+        volatile double x = D;
+        x = 1 / sqrt(x);
+        qkvc_fp_leave(before);
+        return x;
+    }
+    """
+    double qkvc_one_over_root(double D) noexcept
 
 cdef object ndarray = np.ndarray
 cdef object empty = np.empty
@@ -286,12 +303,10 @@ cdef Plan make_plan(object query, object key, object value, object mask, object 
     cdef int head = 3, row = 2
     cdef bint flat
 
-    if not isinstance(layout, str):
-        raise TypeError(bad("layout", '"bhld" or "blhd"', type(layout).__name__))
+    if not isinstance(layout, str) or layout not in ("bhld", "blhd"):
+        check_layout(layout, "attention")
     if layout == "blhd":
         head, row = 2, 3
-    elif layout != "bhld":
-        raise ValueError(bad("layout", '"bhld" or "blhd"', repr(layout)))
     plan.kept = []
     plan.dtype = dtype = FLOAT32
     plan.plain = precision is None and exact(query) and exact(key) and (value is None or exact(value))
@@ -345,7 +360,7 @@ cdef Plan make_plan(object query, object key, object value, object mask, object 
         set_strides(p, &p.value, v, head, row)
         p.few_copy_value = scattered(&p.value, p.Dv)  # of these, whole rows are read
         p.copy_value = p.few_copy_value or aliases(&p.value, p.Lk) or p.value.kind != p.kernels.kind or p.kernels.kind == QKVC_BFLOAT16
-    p.scale = (1 / sqrt(<double>p.D) if p.D else 1.0) if scale is None else as_finite("scale", scale)
+    p.scale = (qkvc_one_over_root(p.D) if p.D else 1.0) if scale is None else as_finite("scale", scale)
     p.unit = LOG2_E
     p.softcap = 0.0 if softcap is None else as_softcap(softcap)
 

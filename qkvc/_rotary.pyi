@@ -1,11 +1,7 @@
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from numpy.typing import NDArray
 
-Result = TypeVar("Result")
-
-def undisturbed(function: Callable[..., Result], *arguments: Any) -> Result: ...
 def turn(
     x: NDArray[Any],
     table: NDArray[Any],

@@ -61,15 +61,6 @@ cdef int stretch(Tokens *table, const Tokens *x) except -1:
     return 0
 
 
-def undisturbed(function, *arguments):
-    """Call it with the kernels' rounding and denormals, whatever the caller's: what is kept would keep the caller's bits."""
-    cdef uint64_t environment = qkvc_fp_enter()
-    try:
-        return function(*arguments)
-    finally:
-        qkvc_fp_leave(environment)
-
-
 def turn(x, table, bint interleaved=False, weight=None, double eps=0, source=None, num_threads=None):
     """Norm and turn vectors where they are.
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qkvc._attention import attend_arrays
-from qkvc._coerce import as_count, as_operand, bad, integers_within, shape_text
+from qkvc._coerce import as_count, as_operand, bad, check_layout, integers_within, shape_text
+from qkvc._kernels import undisturbed
 from qkvc.functional import attention
 
 if TYPE_CHECKING:
@@ -130,14 +131,18 @@ class KVCache:
         self.v_head_dim = self.head_dim if v_head_dim is None else as_count("v_head_dim", v_head_dim, WHO)
         self.dtype = _dtype(dtype)
         self.window = None if window is None else as_count("window", window, WHO)
-        self.keep_first = keep_first if type(keep_first) is int and keep_first == 0 else as_count("keep_first", keep_first, WHO)
+        self.keep_first = as_count("keep_first", keep_first, WHO, least=0)
         if self.window is None and self.keep_first:
             raise ValueError(bad("keep_first", "0, as without a window all tokens are kept", str(keep_first), WHO))
         if self.capacity < self._visible:
             raise ValueError(bad("capacity", f"room for the window and the first tokens, {self._visible} or more", str(capacity), WHO))
         room = (self.batch, self.kv_heads, self.capacity)
         self._bytes = self.dtype == np.int8
-        self._rows = [np.zeros((*room, width + 4 * self._bytes), self.dtype) for width in (self.head_dim, self.v_head_dim)]
+        try:
+            self._rows = [np.zeros((*room, width + 4 * self._bytes), self.dtype) for width in (self.head_dim, self.v_head_dim)]
+        except ValueError:
+            got = f"{' x '.join(map(str, room))} tokens of {self.head_dim} and {self.v_head_dim} numbers"
+            raise ValueError(bad("capacity", "rows that fit into an address space", got, WHO)) from None
         self._lengths: list[int]
         self._written: list[int]  # the most that there have been: so far rows have been written over in a window
         self.reset()
@@ -184,7 +189,7 @@ class KVCache:
         """
         who = f"{WHO}.append"
         new = self._checked(k, v, "bhld", who)
-        self._store(new, 0, self._taken(counts, new[0].shape[2], who))
+        self._store(new, self._taken(counts, new[0].shape[2], who))
 
     def attend(
         self,
@@ -225,8 +230,7 @@ class KVCache:
             why = "" if self.window is None else " in a cache with a window"
             allowed = sorted(ANYWHERE | (IN_ORDER if self.window is None else set()))
             raise TypeError(bad("options", f"some of {', '.join(allowed)}{why}", ", ".join(sorted(unknown)), who))
-        if layout not in ("bhld", "blhd"):
-            raise ValueError(bad("layout", '"bhld" or "blhd"', repr(layout), who))
+        check_layout(layout, who)
         query = as_operand("q", q, who)
         query = query if layout == "bhld" or query.ndim != 4 else query.swapaxes(1, 2)
         if query.ndim != 4 or (query.shape[0], query.shape[3]) != (self.batch, self.head_dim) or query.shape[1] % self.kv_heads:
@@ -245,7 +249,7 @@ class KVCache:
         taken, before = self._taken(counts, count, who), self._lengths
         if self.window is None or max(before) + count <= self._visible:
             try:
-                self._store(new, 0, taken)
+                self._store(new, taken)
                 return self._attended(query, before, layout, options)
             except BaseException:
                 self._lengths = before
@@ -254,7 +258,7 @@ class KVCache:
         step = min(self.capacity - self._visible + 1, CHUNK)
         parts = []
         for at in range(0, max(count, 1), step):
-            self._store([x[:, :, at : at + step] for x in new], at, [min(max(n - at, 0), step) for n in taken])
+            self._store([x[:, :, at : at + step] for x in new], [min(max(n - at, 0), step) for n in taken])
             parts.append(self._attended(query[:, :, at : at + step], [n + at for n in before], layout, options))
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2 if layout == "bhld" else 1)
 
@@ -364,23 +368,31 @@ class KVCache:
             yield row, at, stop
             at = stop
 
-    def _store(self, new: list[Array], at: int, taken: list[int]) -> None:
-        """Rows of the next tokens, written."""
-        starts = self._lengths
+    def _store(self, new: list[Array], taken: list[int]) -> None:
+        """Rows of the next tokens, written: first all are made that have to be, as in a window no row could be put back."""
+        if all(x.dtype == self.dtype for x in new):
+            self._write(new, taken)
+        else:
+            undisturbed(self._write, new, taken)
+        self._lengths = [n + more for n, more in zip(self._lengths, taken, strict=True)]
+        self._written = [max(pair) for pair in zip(self._written, self._lengths, strict=True)]
+
+    def _write(self, new: list[Array], taken: list[int]) -> None:
+        starts, written = self._lengths, []
         even = min(starts) == max(starts) and min(taken) == max(taken)
         for item in [0] if even else range(self.batch):
             which = slice(None) if even else slice(item, item + 1)
             start = starts[item]
             for row, token, stop in self._runs(start, start + taken[item]):
-                for part, x in enumerate(new):
+                for rows, x in zip(self._rows, new, strict=True):
                     piece = x[which, :, token - start : stop - start]
-                    self._rows[part][which, :, row : row + stop - token] = _in_bytes(piece) if self._bytes else piece
-        self._lengths = [n + more for n, more in zip(starts, taken, strict=True)]
-        self._written = [max(pair) for pair in zip(self._written, self._lengths, strict=True)]
+                    written.append((rows[which, :, row : row + stop - token], _in_bytes(piece) if self._bytes else piece))
+        for place, piece in written:
+            place[...] = piece
 
     def _read(self, part: int, keys: int) -> Array:
         rows = self._rows[part][:, :, :keys]
-        return rows[..., :-4] * rows[..., -4:].view(np.float32) if self._bytes else rows
+        return undisturbed(np.multiply, rows[..., :-4], rows[..., -4:].view(np.float32)) if self._bytes else rows
 
     def _attended(self, query: Array, first: list[int], layout: Layout, options: dict[str, Any], keys: int | None = None) -> Array:
         """Attention of queries that stand at `first` and behind it; before `keys` keys only, if it is said."""

@@ -415,7 +415,8 @@ class MultiHeadAttention(Weights):
             even = (lengths == lengths[0]).all()
             positions = int(lengths[0]) if even else lengths[:, np.newaxis] + np.arange(inputs[0].shape[1])
         q, k, v = self._placed(inputs, positions, None, num_threads, self._checked(options, attention))
-        return cache.attend(q, k, v, counts=counts, layout="blhd", num_threads=num_threads, **options)
+        heads = cache.attend(q, k, v, counts=counts, layout="blhd", num_threads=num_threads, **options)
+        return heads.astype(self.dtype, copy=False)  # a cache of float64 computes in it
 
     def _fits(self, cache: Any, inputs: list[Array], key_positions: Any) -> None:
         if not isinstance(cache, KVCache):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 
-from qkvc._coerce import as_per_head, as_real, bad
+from qkvc._coerce import as_per_head, as_real, bad, check_layout
+from qkvc._kernels import undisturbed
 from qkvc._parts import merge_arrays, part_arrays
 from qkvc.functional import AttentionOutput
 
@@ -170,14 +172,16 @@ def merge_attention(
     ----------
     Dao et al., "FlashAttention" (2022), section 3.1, for the rule; Hong et al., "FlashDecoding++" (2023), for its use.
     """
-    if layout not in ("bhld", "blhd"):
-        raise ValueError(bad("layout", '"bhld" or "blhd"', repr(layout), WHO))
+    check_layout(layout, WHO)
+    for name, given in (("outs", outs), ("lses", () if lses is None else lses)):
+        if not isinstance(given, Iterable):
+            raise TypeError(bad(name, "a sequence of parts", type(given).__name__, WHO))
     if lses is None:
         return _merge_blocks([outs] if isinstance(outs, AttentionParts) else list(outs), sinks, head_scale, layout, num_threads)
     for name, option in (("sinks", sinks), ("head_scale", head_scale), ("num_threads", num_threads)):
         if option is not None:
             raise ValueError(bad(name, "None beside lses", repr(option)[:40], WHO))
-    return _merge_results(outs, lses, layout)
+    return undisturbed(_merge_results, outs, lses, layout)
 
 
 def _merge_blocks(parts: list[Any], sinks: Any, head_scale: Any, layout: Layout, num_threads: int | None) -> AttentionOutput:
@@ -225,11 +229,10 @@ def _merge_results(outs: Sequence[ArrayLike], lses: Sequence[ArrayLike], layout:
             raise ValueError(bad(f"lses[{i}]", f"shape {rows}", f"shape {total.shape}", WHO))
     each = np.stack(sums).astype(np.float64)
     largest = each.max(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        shares = np.exp(each - np.where(np.isinf(largest), 0, largest))
-        total = shares.sum(axis=0)
-        lse = np.where(np.isinf(largest), largest, largest + np.log(total))
-        shares /= np.where(total == 0, 1, total)
+    shares = np.exp(each - np.where(np.isinf(largest), 0, largest))
+    total = shares.sum(axis=0)
+    lse = np.where(np.isinf(largest), largest, largest + np.log(total))
+    shares /= np.where(total == 0, 1, total)
     shares = shares if flat or layout == "bhld" else np.swapaxes(shares, -1, -2)
     out = np.zeros(parts[0].shape)
     for part, share in zip(parts, shares, strict=True):

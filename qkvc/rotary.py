@@ -17,11 +17,13 @@ from qkvc._coerce import (
     as_positions,
     as_real_dtype,
     bad,
+    check_layout,
     check_out,
     integers_within,
     shape_text,
 )
-from qkvc._rotary import turn, undisturbed
+from qkvc._kernels import undisturbed
+from qkvc._rotary import turn
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -168,11 +170,16 @@ def turns(config: RopeConfig, head_dim: int, positions: NDArray[np.int64], dtype
     """Cosines and sines, (..., 2, dim / 2).  The last four tables are kept, unless they are large: all layers of a model want the same."""
     pairs = (config.dim or head_dim) // 2
     compute = _kept if positions.size * pairs <= KEPT else _kept.__wrapped__
-    return undisturbed(compute, config, head_dim, positions.shape, positions.tobytes(), dtype)
+    return compute(config, head_dim, positions.shape, positions.tobytes(), dtype)
 
 
 @lru_cache(maxsize=4)
 def _kept(config: RopeConfig, head_dim: int, shape: tuple[int, ...], positions: bytes, dtype: np.dtype[Any]) -> Array:
+    """Undisturbed, as others will get what was made for one."""
+    return undisturbed(_made, config, head_dim, shape, positions, dtype)
+
+
+def _made(config: RopeConfig, head_dim: int, shape: tuple[int, ...], positions: bytes, dtype: np.dtype[Any]) -> Array:
     angles = np.frombuffer(positions, np.int64).reshape(*shape, 1) * config.frequencies(head_dim)
     table = np.empty((*shape, 2, angles.shape[-1]), dtype)
     table[..., 0, :], table[..., 1, :] = np.cos(angles), np.sin(angles)
@@ -290,7 +297,7 @@ def rotate(
         if not fits or 2 * wanted[-1] > array.shape[-1]:
             size = f"one number for each pair of {array.shape[-1]} numbers or fewer of a token"
             raise ValueError(bad(name, f"{size}, on axes that broadcast to {wanted[:-1]}; cos and sin alike", shape_text(table), who))
-    table = np.stack([table.astype(_computed(array.dtype)) for table in tables], -2)
+    table = np.stack([undisturbed(table.astype, _computed(array.dtype)) for table in tables], -2)
     return _turned(x, array, table, interleaved, layout, out, num_threads, who)
 
 
@@ -301,8 +308,7 @@ def _computed(dtype: np.dtype[Any]) -> np.dtype[Any]:
 def _vectors(x: Any, layout: Any, who: str) -> tuple[Array, tuple[int, ...], int]:
     """The array, its batch and its length."""
     array = as_operand("x", x, who)
-    if not isinstance(layout, str) or layout not in ("bhld", "blhd"):
-        raise (ValueError if isinstance(layout, str) else TypeError)(bad("layout", '"bhld" or "blhd"', repr(layout), who))
+    check_layout(layout, who)
     if array.ndim < 2:
         raise ValueError(bad("x", "shape (L, D) or one with heads too", shape_text(array), who))
     return array, array.shape[:-3], array.shape[-3 if layout == "blhd" and array.ndim > 2 else -2]
@@ -318,7 +324,7 @@ def _turned(x: Any, array: Array, table: Array, interleaved: bool, layout: str, 
         table = table[..., np.newaxis, :, :] if layout == "blhd" else table[..., np.newaxis, :, :, :]
     turn(place, table, interleaved, source=array, num_threads=num_threads)
     if out is None:
-        return place.astype(array.dtype, copy=False)
+        return place if place.dtype == array.dtype else undisturbed(place.astype, array.dtype)
     if not direct:
-        out[...] = place
+        undisturbed(np.copyto, out, place)
     return np.asarray(out)

@@ -10,6 +10,9 @@ from typing import Any
 import ml_dtypes  # noqa: F401  # NumPy knows "bfloat16" by it
 import numpy as np
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from numpy.typing import NDArray
 
 import qkvc
@@ -30,29 +33,42 @@ def stored(x: Array, dtype: str) -> Array:
     return np.rint(x / np.where(unit == 0, 1, unit)) * unit.astype(np.float64)
 
 
-class Lists:
-    """The oracle: a list of (key, value) for each sequence, and who sees what from the definition, query by query."""
+class Tokens:
+    """The oracle: all tokens that have been, and who sees which of them, from the definition."""
 
-    def __init__(self, batch: int, dtype: str, window: int | None, keep_first: int) -> None:
-        self.tokens: list[list[tuple[Array, Array]]] = [[] for _ in range(batch)]
-        self.dtype, self.window, self.keep_first = dtype, window, keep_first
+    def __init__(self, cache: KVCache) -> None:
+        self.window, self.keep_first, self.ring = cache.window, cache.keep_first, cache.capacity - cache.keep_first
+        self.kv: list[list[Array]] = [[np.zeros((cache.kv_heads, 0, width)) for width in WIDTHS] for _ in range(cache.batch)]
+        self.most = [0] * cache.batch  # tokens that there ever were: later ones lie where earlier ones did
 
-    def append(self, k: Array, v: Array, counts: list[int]) -> None:
+    @property
+    def lengths(self) -> list[int]:
+        return [kv[0].shape[1] for kv in self.kv]
+
+    def append(self, k: Array, v: Array, counts: list[int], dtype: str) -> None:
         for i, count in enumerate(counts):
-            self.tokens[i] += [(stored(k[i, :, t], self.dtype), stored(v[i, :, t], self.dtype)) for t in range(count)]
+            new = [stored(x[i, :, :count], dtype) for x in (k, v)]
+            self.kv[i] = [np.concatenate(pair, axis=1) for pair in zip(self.kv[i], new, strict=True)]
+        self.most = [max(pair) for pair in zip(self.most, self.lengths, strict=True)]
 
-    def seen(self, item: int, position: int) -> list[tuple[Array, Array]]:
-        known = self.tokens[item][: position + 1]
-        if self.window is None:
-            return known
-        return [kv for j, kv in enumerate(known) if j < self.keep_first or j > position - self.window]
+    def seen(self, item: int, positions: Array) -> NDArray[np.bool_]:
+        """Does a token at a position see token j?"""
+        j, p = np.arange(self.lengths[item]), positions[:, np.newaxis]
+        near = (j > p - self.window) | (j < self.keep_first) if self.window is not None else True
+        return np.asarray((j <= p) & near)
 
-    def attend(self, item: int, q: Array, position: int, **options: Any) -> Array:
-        """One query (H, D) of one sequence: (H, Dv)."""
-        k, v = (np.stack(part, axis=1) for part in zip(*self.seen(item, position), strict=True))
-        return reference(q[:, np.newaxis].astype(np.float64), k, v, **options).out[:, 0]
+    def gone(self, item: int, position: int) -> bool:
+        """Does the window of this position begin before the first token, behind those that stay, that has not been written over?"""
+        first = self.most[item] - self.ring
+        return self.window is not None and first > self.keep_first and position - self.window + 1 < first
+
+    def attend(self, item: int, q: Array, first: int, **options: Any) -> Array:
+        """Queries (H, L, D) of one sequence that stand at `first` and behind it: (H, L, Dv)."""
+        return reference(q.astype(np.float64), *self.kv[item], mask=self.seen(item, first + np.arange(q.shape[1])), **options).out
 
 
+WIDTHS, HEADS = (16, 12), 4
+COPIES: list[Callable[[KVCache], KVCache]] = [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
 CLOSE = 1e-5  # float32's arithmetic on values of N(0, 1), what is stored being exact but for int8's scales, which are float32
 
 
@@ -60,56 +76,120 @@ def make(rng: np.random.Generator, batch: int, heads: int, count: int, width: in
     return normal(rng, batch, heads, count, width)
 
 
-def random_operations(rng: np.random.Generator, dtype: str, window: int | None, keep_first: int, steps: int = 40) -> None:
-    """Anything that a cache can be asked, in any order, and every result against the lists."""
-    batch, heads, kv_heads, dim, v_dim = int(rng.integers(1, 4)), 4, int(rng.choice([1, 2, 4])), 16, 12
-    capacity = int(rng.integers(20, 60)) if window is None else keep_first + window + int(rng.integers(0, 12))
-    cache = KVCache(batch, kv_heads, capacity, dim, v_head_dim=v_dim, dtype=dtype, window=window, keep_first=keep_first)
-    lists = Lists(batch, dtype, window, keep_first)
-    for step in range(steps):
-        lengths = [len(tokens) for tokens in lists.tokens]
-        np.testing.assert_array_equal(cache.lengths, lengths)
-        room = 3 * capacity if window else capacity - max(lengths)
-        kind = rng.choice(
-            ["decode", "attend", "append", "ragged", "trim", "reorder", "reset", "copy"], p=[0.4, 0.2, 0.1, 0.1, 0.08, 0.06, 0.02, 0.04]
-        )
-        what = f"step {step}, {kind}, lengths {lengths}, capacity {capacity}"
-        if kind == "trim":
-            least = min(lengths) if window is None or max(cache._written) <= capacity else 0
-            n = rng.integers(0, min(least, 5) + 1, batch)
-            cache.trim(n)
-            lists.tokens = [tokens[: len(tokens) - m] for tokens, m in zip(lists.tokens, n.tolist(), strict=True)]
-        elif kind == "reorder":
-            index = rng.integers(0, batch, batch)
-            cache.reorder(index)
-            lists.tokens = [list(lists.tokens[i]) for i in index]
-        elif kind == "reset":
-            cache.reset()
-            lists.tokens = [[] for _ in range(batch)]
-        elif kind == "copy":
-            cache = [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))][rng.integers(3)](cache)
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+class Life(RuleBasedStateMachine):
+    """Anything that a cache can be asked, in any order: what it answers, what it keeps, and that what it refuses leaves no trace."""
+
+    @initialize(
+        batch=st.integers(1, 3),
+        kv_heads=st.sampled_from([1, 2, 4]),
+        dtype=st.sampled_from(STORAGE),
+        window=st.sampled_from([None, (1, 0), (3, 2), (16, 0), (13, 4)]),
+        slack=st.integers(0, 12),
+    )
+    def begin(self, batch: int, kv_heads: int, dtype: str, window: tuple[int, int] | None, slack: int) -> None:
+        sizes = {"window": window[0], "keep_first": window[1]} if window else {}
+        capacity = sum(window) + slack if window else 20 + 3 * slack
+        self.cache = KVCache(batch, kv_heads, capacity, WIDTHS[0], v_head_dim=WIDTHS[1], dtype=dtype, **sizes)
+        self.tokens, self.dtype = Tokens(self.cache), dtype
+
+    def new(self, seed: int, count: int, ragged: bool) -> tuple[np.random.Generator, Array, Array, list[int], bool]:
+        """Keys, values, how many of them, and whether there is room."""
+        rng, cache = np.random.default_rng(seed), self.cache
+        k, v = (make(rng, cache.batch, cache.kv_heads, count, width) for width in WIDTHS)
+        counts = rng.integers(0, count + 1, cache.batch).tolist() if ragged else [count] * cache.batch
+        fits = cache.window is not None or all(n + m <= cache.capacity for n, m in zip(self.tokens.lengths, counts, strict=True))
+        return rng, k, v, counts, fits
+
+    @rule(seed=SEEDS, count=st.integers(0, 60), ragged=st.booleans())
+    def append(self, seed: int, count: int, ragged: bool) -> None:
+        _, k, v, counts, fits = self.new(seed, count, ragged)
+        if not fits:
+            assert_refused(lambda: self.cache.append(k, v, counts), ValueError, "KVCache.append", "k", "capacity")
+            return
+        self.cache.append(k, v, counts)
+        self.tokens.append(k, v, counts, self.dtype)
+
+    @rule(seed=SEEDS, count=st.one_of(st.just(1), st.integers(0, 9), st.integers(10, 40)), ragged=st.booleans(), more=st.booleans())
+    def attend(self, seed: int, count: int, ragged: bool, more: bool) -> None:
+        rng, k, v, counts, fits = self.new(seed, count, ragged)
+        q, before = make(rng, self.cache.batch, HEADS, count, WIDTHS[0]), self.tokens.lengths
+        options = {"softcap": 2.0, "sinks": np.ones(HEADS), "scale": 0.3} if more else {}
+        if not fits:
+            assert_refused(lambda: self.cache.attend(q, k, v, counts=counts, **options), ValueError, "KVCache.attend", "k", "capacity")
+            return
+        got = self.cache.attend(q, k, v, counts=counts, **options)
+        self.tokens.append(k, v, counts, self.dtype)
+        for i, n in enumerate(counts):
+            expected = self.tokens.attend(i, q[i, :, :n], before[i], **options)
+            assert_close(got[i, :, :n], expected, CLOSE, f"sequence {i}", got.dtype)
+
+    @rule(seed=SEEDS, count=st.integers(0, 9))
+    def look(self, seed: int, count: int) -> None:
+        """Queries of tokens that have been appended before."""
+        q = make(np.random.default_rng(seed), self.cache.batch, HEADS, count, WIDTHS[0])
+        first = [n - count for n in self.tokens.lengths]
+        if any(self.tokens.gone(i, at) for i, at in enumerate(first)):
+            assert_refused(lambda: self.cache.attend(q), ValueError, "KVCache.attend", "q", "gone")
+            return
+        got = self.cache.attend(q)
+        for i, at in enumerate(first):
+            assert_close(got[i], self.tokens.attend(i, q[i], at), CLOSE, f"sequence {i}", got.dtype)
+
+    @rule(n=st.lists(st.integers(0, 30), min_size=3, max_size=3), together=st.booleans())
+    def trim(self, n: list[int], together: bool) -> None:
+        n = n[:1] * self.cache.batch if together else n[: self.cache.batch]
+        left = [have - back for have, back in zip(self.tokens.lengths, n, strict=True)]
+        if min(left) < 0 or any(self.tokens.gone(i, m - 1) for i, m in enumerate(left)):
+            assert_refused(lambda: self.cache.trim(n[0] if together else n), ValueError, "KVCache.trim", "n")
+            return
+        self.cache.trim(n[0] if together else n)
+        self.tokens.kv = [[x[:, :m] for x in kv] for kv, m in zip(self.tokens.kv, left, strict=True)]
+
+    @rule(index=st.lists(st.integers(0, 2), min_size=3, max_size=3))
+    def reorder(self, index: list[int]) -> None:
+        index = [i % self.cache.batch for i in index[: self.cache.batch]]
+        self.cache.reorder(index)
+        self.tokens.kv, self.tokens.most = [self.tokens.kv[i] for i in index], [self.tokens.most[i] for i in index]
+
+    @rule()
+    def reset(self) -> None:
+        self.cache.reset()
+        self.tokens = Tokens(self.cache)
+
+    @rule(how=st.sampled_from(COPIES))
+    def duplicate(self, how: Callable[[KVCache], KVCache]) -> None:
+        self.cache, old = how(self.cache), self.cache
+        old.append(np.full((old.batch, old.kv_heads, 1, WIDTHS[0]), np.nan), np.full((old.batch, old.kv_heads, 1, WIDTHS[1]), np.nan),
+                   [int(n < old.capacity) for n in old.lengths])  # fmt: skip
+
+    @rule(wrong=st.sampled_from(["v", "counts", "num_threads", "sinks"]))
+    def fail(self, wrong: str) -> None:
+        """Late: only when one has been stored, or part of one, could it be seen."""
+        cache = self.cache
+        q, k, v = np.ones((cache.batch, HEADS, 2, WIDTHS[0])), *(np.ones((cache.batch, cache.kv_heads, 2, width)) for width in WIDTHS)
+        if wrong in ("num_threads", "sinks"):
+            full = cache.window is None and max(cache.lengths) + 2 > cache.capacity
+            assert_refused(lambda: cache.attend(q, k, v, **{wrong: -1 if wrong == "num_threads" else np.ones(3)}), ValueError,
+                           "capacity" if full else wrong)  # fmt: skip
         else:
-            count = 1 if kind == "decode" else int(rng.integers(0, 9 if kind != "append" else 2 * capacity))
-            count = min(count, room)
-            k, v, q = make(rng, batch, kv_heads, count, dim), make(rng, batch, kv_heads, count, v_dim), make(rng, batch, heads, count, dim)
-            counts = [count] * batch if kind != "ragged" else rng.integers(0, count + 1, batch).tolist()
-            lists.append(k, v, counts)
-            if kind == "append":
-                cache.append(k, v)
-                continue
-            options = {"softcap": 2.0, "sinks": np.ones(heads), "scale": 0.3} if rng.random() < 0.3 else {}
-            got = cache.attend(q, k, v, counts=None if kind != "ragged" else counts, **options)
-            assert got.shape == (batch, heads, count, v_dim)
-            for i in range(batch):
-                for t in range(counts[i]):
-                    expected = lists.attend(i, q[i, :, t], lengths[i] + t, **options)
-                    assert_close(got[i, :, t], expected, CLOSE, f"{what}, item {i}, query {t}", got.dtype)
+            assert_refused(lambda: cache.append(k, v[:, :, :1] if wrong == "v" else v, 3), ValueError, wrong)
+
+    @invariant()
+    def keeps(self) -> None:
+        np.testing.assert_array_equal(self.cache.lengths, self.tokens.lengths)
+        parts = self.cache.keys(), self.cache.values()
+        for i, n in enumerate(self.tokens.lengths):
+            seen = self.tokens.seen(i, np.array([n - 1]))[0]
+            for got, x in zip(parts, self.tokens.kv[i], strict=True):
+                np.testing.assert_allclose(got[i, :, : seen.sum()].astype(np.float64), x[:, seen], rtol=1e-6)
+                assert not got[i, :, seen.sum() :].astype(np.float64).any(), "zeros behind a shorter sequence"
 
 
-@pytest.mark.parametrize("window", [None, (1, 0), (16, 0), (13, 4)], ids=str)
-@pytest.mark.parametrize("dtype", STORAGE)
-def test_random_operations(isa: str, dtype: str, window: Any, rng: np.random.Generator) -> None:
-    random_operations(rng, dtype, *(window or (None, 0)))
+def test_anything_in_any_order(isa: str) -> None:
+    run_state_machine_as_test(Life, settings=settings(max_examples=25, stateful_step_count=30))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
@@ -249,6 +329,21 @@ def test_rows_beyond_the_lengths_reach_nothing(isa: str, dtype: str, rng: np.ran
     assert np.isfinite(windowed.attend(q[:, :, :1]).astype(np.float32)).all()
 
 
+@pytest.mark.parametrize("dtype", STORAGE)
+def test_numbers_beyond_the_storage_are_infinite(dtype: str, rng: np.random.Generator) -> None:
+    """No warning, no error: half-way, one would leave a window with rows of two times."""
+    k, v = make(rng, 1, 2, 30, 8).astype(np.float64), make(rng, 1, 2, 30, 8).astype(np.float64)
+    cache = KVCache(1, 2, 16, 8, dtype=dtype, window=12, keep_first=2)
+    cache.append(k, v)
+    k[0, 0, 25, 3], v[0, 0, 20, 3] = 1e300, -1e-300
+    with np.errstate(all="raise"):
+        cache.append(k, v)
+        got = cache.keys().astype(np.float64)[0, 0, 2 + 25 - 18]
+    expected = stored(k[0, 0, 25], "int8") * np.nan if dtype == "int8" else stored(k[0, 0, 25].clip(-9, 9), dtype)
+    expected[3] = {"float64": 1e300, "int8": np.nan}.get(dtype, np.inf)
+    np.testing.assert_array_equal(got, expected)
+
+
 def good() -> tuple[KVCache, dict[str, Array]]:
     rng = np.random.default_rng(7)
     cache = KVCache(2, 2, 10, 8, v_head_dim=6)
@@ -288,6 +383,7 @@ REFUSED: list[tuple[str, Callable[[KVCache, dict[str, Array]], object], Any, tup
     ("q None", lambda c, a: c.attend(None), TypeError, ("q", "None")),
     ("k longer than q", lambda c, a: c.attend(a["q"][:, :, :2], a["k"], a["v"]), ValueError, ("k", "2 tokens", "(2, 2, 3, 8)")),
     ("another layout", lambda c, a: c.attend(a["q"], layout="lbhd"), ValueError, ("layout", "bhld", "lbhd")),
+    ("layouts", lambda c, a: c.attend(a["q"], layout=np.array(["bhld", "blhd"])), TypeError, ("attend", "layout", "bhld", "ndarray")),
     ("causal", lambda c, a: c.attend(**a, causal=True), TypeError, ("options", "softcap", "causal")),
     ("an unknown option", lambda c, a: c.attend(**a, speed=3), TypeError, ("options", "speed")),
     ("a wrong option, found late", lambda c, a: c.attend(**a, softcap=-1.0), ValueError, ("softcap", "-1")),
@@ -319,7 +415,10 @@ SIZES: list[tuple[str, dict[str, Any], Any, tuple[str, ...]]] = [
     *[(f"{name} {got!r}", {name: got}, exception, (name, str(word)))
       for name in ("batch", "kv_heads", "capacity", "head_dim", "v_head_dim", "window")
       for got, exception, word in ((0, ValueError, "0"), (-1, ValueError, "-1"), (1.5, TypeError, "float"), (True, TypeError, "bool"))],
-    ("keep_first -1", {"keep_first": -1, "window": 3}, ValueError, ("keep_first", "-1")),
+    ("keep_first -1", {"keep_first": -1, "window": 3}, ValueError, ("keep_first", "0 or more", "-1")),
+    ("keep_first 0.0", {"keep_first": 0.0, "window": 3}, TypeError, ("keep_first", "0 or more", "float")),
+    ("capacity beyond memory", {"capacity": 2**60}, ValueError, ("capacity", "1 x 2 x 1152921504606846976 tokens of 8")),
+    ("capacity beyond 64 bits", {"capacity": 10**30}, ValueError, ("capacity", "tokens of 8 and 8")),
     ("keep_first without window", {"keep_first": 1}, ValueError, ("keep_first", "1")),
     ("a window that does not fit", {"window": 4, "keep_first": 7}, ValueError, ("capacity", "11", "10")),
     ("dtype int16", {"dtype": "int16"}, TypeError, ("dtype", "int8", "int16")),
@@ -354,7 +453,7 @@ def test_refused_in_a_window(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("dtype", STORAGE)
 def test_copies_are_apart(dtype: str, rng: np.random.Generator) -> None:
     k, v, q = (make(rng, 2, 2, 30, 8) for _ in range(3))
-    for duplicate in (copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))):
+    for duplicate in COPIES:
         cache = KVCache(2, 2, 20, 8, dtype=dtype, window=12, keep_first=3)
         cache.append(k, v, counts=[30, 7])
         other = duplicate(cache)

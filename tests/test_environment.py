@@ -85,13 +85,44 @@ def calls(rng: np.random.Generator) -> dict[str, Callable[[], Any]]:
         turn(x, np.empty((1, 2, 0), np.float32), weight=weight, eps=1e-38)
         return x
 
+    starts = [0, 1, 30, 70], [0, 100, 160, 200]
+    ragged = [x[0].swapaxes(0, 1) for x in (q, k, v)]
+    layer = qkvc.MultiHeadAttention(32, 4, num_kv_heads=2, rope=qkvc.RopeConfig(), qk_norm=1e-6, rng=0)
+    split = [qkvc.attention_with_lse(q, k[:, :, part], tiny[:, :, part]) for part in (slice(90), slice(90, None))]
+    faint_k, in_float64, faint_bias = k * np.float64(1e-40), (k / np.float64(3), v / np.float64(3)), bias * (1e-40 + np.float64(1) / 3)
+    halves = {dtype: [x.astype(dtype) for x in (q, k, v)] for dtype in ("float16", "bfloat16")}
+    tokens = normal(rng, 2, 9, 32)
+    angles = np.linspace(0, 1, 70 * 16).reshape(70, 16), np.linspace(0, 1e-39, 70 * 16).reshape(70, 16)
+
+    def remembered(dtype: str, **sizes: int) -> Any:
+        cache = qkvc.KVCache(2, 2, 210, 32, v_head_dim=24, dtype=dtype, **sizes)
+        cache.append(faint_k, tiny)
+        cache.append(*in_float64, counts=[3, 10])
+        return np.concatenate([x.view(np.uint8).ravel() for x in (cache.attend(q[:, :, :1]), cache.keys(), cache.values())])
+
     return {
+        "attention in float64": lambda: qkvc.attention(q.astype(float), k, tiny),
+        "attention of bfloat16": lambda: qkvc.attention(*halves["bfloat16"]),
+        "attention of float16": lambda: qkvc.attention(*halves["float16"]),
+        "attention in bfloat16": lambda: qkvc.attention(q, k, v, precision="bf16"),
+        "attention with a bias of float64": lambda: qkvc.attention_with_lse(q, k, v, bias=faint_bias)[1],
+        "decoding": lambda: qkvc.attention(q[:, :, :1], k, v, num_threads=2),
+        "decoding of denormal values": lambda: qkvc.attention(q[:, :, :2], k, tiny),
+        "ragged batch": lambda: qkvc.attention_varlen(*ragged, *starts, causal="bottom-right"),
+        "parts": lambda: qkvc.attention_parts(q, k, tiny).sums,
+        "merged parts": lambda: qkvc.merge_attention(qkvc.attention_parts(q, k, tiny)).out,
+        "merged results": lambda: qkvc.merge_attention([x.out for x in split], [x.lse - 80 * n for n, x in enumerate(split)]).out,
+        "cache in float32": lambda: remembered("float32"),
+        "cache in int8": lambda: remembered("int8"),
+        "cache in float16, with a window": lambda: remembered("float16", window=150, keep_first=4),
+        "a layer with a cache": lambda: layer(tokens, cache=qkvc.KVCache(2, 2, 9, 8, dtype="bfloat16")),
         "attention": lambda: qkvc.attention(q, k, v, num_threads=1),
         "attention on threads": lambda: qkvc.attention(q, k, v, num_threads=3),
         "attention of denormal values": lambda: qkvc.attention(q, k, tiny),
         "attention with bias": lambda: qkvc.attention_with_lse(q, k, v, bias=bias)[1],
         "attention of NaN": lambda: qkvc.attention(q, k, with_nan),
         "rope": turned,
+        "rotation by angles of float64": lambda: qkvc.rotate(q, *angles),
         "RMS norm of denormals": normed,
         "softmax": lambda: qkvc.softmax(spread),
         "softmax with denormal results": lambda: qkvc.softmax(far),
@@ -107,6 +138,14 @@ def test_control_word_changes_nothing_and_is_kept(isa: str, fpenv: ctypes.CDLL, 
             got = call()
         assert_same_bits(got, expected, f"{name}, {mode}")
     assert (qkvc.attention(*(np.full((3, 3), 1e-40, np.float32) for _ in range(3))) > 0).all(), "denormals are numbers"
+
+
+def test_an_error_state_of_numpy_changes_nothing(isa: str, rng: np.random.Generator) -> None:
+    """Whoever asks NumPy to raise where numbers overflow or vanish means his own."""
+    for name, call in calls(rng).items():
+        expected = call()
+        with np.errstate(all="raise"):
+            assert_same_bits(call(), expected, name)
 
 
 @pytest.mark.parametrize("mode", MODES or ["unknown machine"])

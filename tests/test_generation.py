@@ -112,6 +112,16 @@ def test_a_layer_refuses_what_its_cache_cannot_hold(rng: np.random.Generator) ->
     assert cache.lengths.tolist() == [0, 0]
 
 
+def test_a_cache_that_is_finer_than_its_layer(rng: np.random.Generator) -> None:
+    """It computes in float64, and the layer goes on in its own dtype."""
+    layer = layer_of("grouped", rng)
+    x = tokens(rng, layer, 2, 5)
+    for call in (layer, layer.heads, layer.contributions):
+        got = call(x, cache=cache_for(layer, 2, 5, dtype="float64"))
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, call(x, causal=True), atol=1e-6)
+
+
 # --- a whole model ---------------------------------------------------------------------------------------------------------------------
 
 CONFIG: dict[str, Any] = {

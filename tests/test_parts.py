@@ -153,6 +153,17 @@ def test_poison(isa: str, dtype: str, rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(got.lse, whole.lse)
 
 
+@pytest.mark.parametrize("bad", [NAN, INF])
+def test_results_without_a_share_disturb_nothing(bad: float, rng: np.random.Generator) -> None:
+    """A part that saw no key may hold anything: 0 * NaN is neither a result nor a warning."""
+    query, key, value = operands_in("float32", rng, (2,), (2, 2), (5, 40), (8, 8))
+    whole = qkvc.attention_with_lse(query, key, value)
+    with np.errstate(all="raise"):
+        got = qkvc.merge_attention([np.full_like(whole.out, bad), whole.out], [np.full_like(whole.lse, -INF), whole.lse])
+    assert_same_bits(got.out, whole.out)
+    assert_same_bits(got.lse, whole.lse)
+
+
 def test_shapes(isa: str, rng: np.random.Generator) -> None:
     """One head without an axis for it, axes of length 0, no keys at all, one AttentionParts without a list, sinks for empty rows."""
     query, key, value = normal(rng, 5, 8), normal(rng, 300, 8), normal(rng, 300, 3)
@@ -184,6 +195,9 @@ GOOD = qkvc.AttentionParts(M, M + 1, np.ones((2, 4, 3, 5), np.float32))
 merge, changed = qkvc.merge_attention, GOOD._replace
 
 REFUSED: list[tuple[str, Any, Any, tuple[str, ...]]] = [
+    ("parts None", lambda: merge(None), TypeError, ("outs", "sequence", "NoneType")),
+    ("lses a number", lambda: merge([M], 3), TypeError, ("lses", "sequence", "int")),
+    ("an unhashable layout", lambda: merge([GOOD], layout=[]), TypeError, ("layout", "bhld", "list")),
     ("no parts", lambda: merge([]), ValueError, ("outs", "one")),
     ("arrays without lses", lambda: merge([M]), TypeError, ("outs[0]", "AttentionParts", "lses", "ndarray")),
     ("parts beside lses", lambda: merge([GOOD], [M], layout="blhd"), TypeError, ("outs[0]", "AttentionParts")),
