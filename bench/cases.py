@@ -165,7 +165,9 @@ class Case:
             return "One query and a cache"
         if self.dtype == "float64" or self.work != "attention":
             return "Ragged batches, float64, statistics"
-        return "float32" if self.dtype == "float32" and not self.pairs else "16 bits"
+        if self.dtype != "float32" or self.pairs:
+            return "16 bits"
+        return "Options" if self.mask or self.window or self.option or self.layout != "bhld" else "Attention"
 
     def plain(self, flops: int) -> Case:
         """Attention without options, as many queries as keys, that does `flops` of useful work."""
@@ -173,7 +175,7 @@ class Case:
         return Case(self.batch, self.heads, side, self.dim, self.kv_heads, v_dim=self.v_dim, layout=self.layout, dtype=self.dtype)
 
 
-PARTS = ("float32", "16 bits", "One query and a cache", "Ragged batches, float64, statistics", "Layers and models")
+PARTS = ("Attention", "Options", "16 bits", "One query and a cache", "Ragged batches, float64, statistics", "Layers and models")
 
 
 def _from_memory() -> Iterator[Case]:

@@ -137,9 +137,9 @@ class Result:
 
     @property
     def rivals(self) -> list[str]:
-        """Names of all that took part besides the subjects, in the order of the first case."""
-        names = [x.name for result in self.cases for x in result.contestants if x.name not in self.subjects]
-        return list(dict.fromkeys(names))
+        """Names of all that took part besides the subjects, in the order of the case that has most."""
+        names = [x.name for result in sorted(self.cases, key=lambda x: -len(x.contestants)) for x in result.contestants]
+        return [name for name in dict.fromkeys(names) if name not in self.subjects]
 
     def save(self, path: Path) -> None:
         """Write JSON, whole or not at all: a run is saved after every case."""

@@ -102,7 +102,7 @@ def test_share_is_of_arithmetic_or_of_bandwidth(made_up: Result) -> None:
 def test_table_shows_losses_wrong_results_and_who_is_absent(made_up: Result) -> None:
     lines = report.markdown(made_up).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:12]]
-    assert cells[0] == ["**float32**"]
+    assert cells[0] == ["**Attention**"]
     assert cells[2] == ["case", "qkvc (of roof)", "best rival", "times faster [95 %]", "torch", "jax", "error", "rival's"]
     assert cells[4] == ["1x1x1000x64", "0.06 (0%)", "torch", "1.88 [1.25, 2.50]", "0.03", "0.03", "1.0e-07", "1.0e-07"]
     assert cells[5] == ["1x1x3x4", "1.00 µs", "-", "-", "cannot", "failed", "1.0e-07", "-"]
