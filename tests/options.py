@@ -22,6 +22,7 @@ SHAPES = (
 )
 DTYPES = ("float32", "float64")
 HALVES = ("float16", "bfloat16")  # stored so, computed in float32
+STORAGE = (*DTYPES, *HALVES, "int8")  # of a KVCache
 Arrays = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 
 

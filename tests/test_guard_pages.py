@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 import qkvc
 from qkvc._rotary import turn
 
-from .options import DTYPES, HALVES
+from .options import DTYPES, HALVES, STORAGE
 from .reference import PAIRS, lse_type, reference, reference_scores, shortening
 from .rotation import rms_normed
-from .support import ROOT, TOLERANCE, assert_close, in_pairs
+from .support import ROOT, TOLERANCE, assert_close, assert_same_bits, in_pairs, operands
 
 PAGE = mmap.PAGESIZE
 NO_ACCESS, READ_ONLY = 0, mmap.PROT_READ
@@ -128,6 +128,52 @@ def test_small_shapes_sampled(isa: str, arenas: dict[str, Arena], rng: np.random
         sizes = [int(rng.choice(x)) for x in (L_Q, L_K, D, D_V)]
         heads = ((1, 1), (2, 1), (4, 2), (5, 1))[n // 5 % 4]
         check(arenas, (DTYPES + HALVES)[n % 7 % 4], (sizes[0], sizes[1]), (sizes[2], sizes[3]), heads, KINDS[n % len(KINDS)], side)
+
+
+@pytest.mark.parametrize("dtype", DTYPES + HALVES)
+@pytest.mark.parametrize("side", ["end", "start"])
+def test_few_queries_and_keys_in_pieces(isa: str, arenas: dict[str, Arena], rng: np.random.Generator, side: str, dtype: str) -> None:
+    """The squares of keys that decoding loads, and what it fetches of the next block."""
+    widths = (1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 64, 65)
+    for n in range(48):
+        l_q, l_k, d, d_v = (int(rng.choice(x)) for x in ((1, 2, 3, 4), (32, 33, 47, 127, 128, 129, 255, 300), widths, widths))
+        check(arenas, dtype, (l_q, l_k), (d, d_v), ((1, 1), (2, 1), (4, 1))[n % 3], KINDS[n % len(KINDS)], side)
+
+
+@pytest.mark.parametrize("dtype", STORAGE)
+@pytest.mark.parametrize("side", ["end", "start"])
+def test_rows_of_a_cache(isa: str, rng: np.random.Generator, side: str, dtype: str) -> None:
+    """All of them in use, read and written beside the guard, in int8 with the unit that lies behind each."""
+    memory = [Guarded(2 * 2 * 140 * (65 * 8 + 4)) for _ in range(2)]
+    for (d, d_v), length, window in itertools.product(((64, 64), (17, 9), (1, 3), (33, 65)), (31, 128, 140), (None, 7)):
+        sizes = {"v_head_dim": d_v, "dtype": dtype} | ({} if window is None else {"window": length - window, "keep_first": window})
+        plain, cache = qkvc.KVCache(2, 2, length, d, **sizes), qkvc.KVCache(2, 2, length, d, **sizes)
+        cache._rows = [m.place(x.shape, x.dtype, side) for m, x in zip(memory, cache._rows, strict=True)]
+        q, k, v = operands(rng, (2,), (4, 2), (200, 200), (d, d_v))
+        portions = (length - 3, 1, 2) if window is None else (length, 20, 1)
+        for at, count in zip(np.cumsum((0, *portions)), portions, strict=False):
+            new = [x[:, :, at : at + count] for x in (q, k, v)]
+            assert_same_bits(cache.attend(*new), plain.attend(*new), (d, d_v, length, window, at))
+        for m, x in zip(memory, cache._rows, strict=True):
+            rest = m.bytes[: -x.nbytes] if side == "end" else m.bytes[x.nbytes :]
+            rest[:] = 0xA5
+        cache.reset()
+        cache.append(k[:, :, :length], v[:, :, :length])
+        cache.reorder([1, 0])
+        for m, x in zip(memory, cache._rows, strict=True):
+            assert ((m.bytes[: -x.nbytes] if side == "end" else m.bytes[x.nbytes :]) == 0xA5).all(), "written beside"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("side", ["end", "start"])
+def test_parts_that_are_merged(isa: str, arenas: dict[str, Arena], side: str, dtype: str) -> None:
+    """Any numbers will do."""
+    arena = arenas[dtype]
+    for blocks, l_q, d_v in itertools.product((1, 3), (1, 5, 16, 49), (1, 8, 17)):
+        shapes = {"query": (blocks, 2, l_q), "key": (blocks, 2, l_q), "value": (blocks, 2, l_q, d_v)}
+        parts = qkvc.AttentionParts(*(arena[name].place(shape, dtype, side) for name, shape in shapes.items()))
+        expected = qkvc.merge_attention(qkvc.AttentionParts(*(x.copy() for x in parts)))
+        assert_same_bits(qkvc.merge_attention(parts).out, expected.out, (blocks, l_q, d_v))
 
 
 @pytest.mark.full

@@ -30,16 +30,15 @@ SHAPES = (
 def of_keys(options: dict[str, Any], first: int, last: int, l_q: int, l_k: int) -> dict[str, Any]:
     """The options of a call over all keys, for those from first to last."""
     part = {name: x for name, x in options.items() if name not in WHOLE}
-    for name in ("mask", "bias"):
-        if name in part:
+    for name in {"mask", "bias"} & part.keys():
+        if part[name].ndim and part[name].shape[-1] == l_k:
             part[name] = part[name][..., first:last]
-    lengths = part.get("key_lengths", l_k)
-    if part.get("causal") == "bottom-right":
-        part["causal"], part["q_offset"] = True, lengths - l_q
+    lengths, causal = part.get("key_lengths", l_k), part.get("causal", False)
+    if causal or "alibi_slopes" in part or part.get("window", (-1, -1)) != (-1, -1):
+        part["causal"] = bool(causal)
+        part["q_offset"] = part.get("q_offset", lengths - l_q if causal == "bottom-right" else 0) - first
     if "key_lengths" in part:
         part["key_lengths"] = np.clip(lengths - first, 0, last - first)
-    if "q_offset" in part:
-        part["q_offset"] = part["q_offset"] - first
     return part
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 import qkvc
 
+from .options import STORAGE
 from .reference import (
     PAIRS,
     Bounds,
@@ -30,7 +31,9 @@ from .reference import (
     stats_certificate,
     unit_of,
 )
-from .support import MEMORY, in_pairs, share_of_bound
+from .support import MEMORY, assert_same_bits, in_pairs, share_of_bound
+from .test_cache import stored
+from .test_parts import of_whole, parts_between
 
 LENGTHS = (0, 1, 2, 3, 5, 15, 16, 17, 31, 33, 47, 48, 49, 63, 64, 65, 95, 97, 127, 128, 129, 143, 255, 256, 257, 300, 385)
 DIMS = (1, 2, 3, 4, 7, 8, 16, 17, 31, 32, 33, 40, 64, 65, 80, 96, 127, 128, 130)
@@ -138,7 +141,7 @@ def check(number: int) -> dict[str, float]:
     with qkvc.use_kernels(call.isa):
         inside = INSIDE[number % len(INSIDE)]
         expected = reference(*call.arrays, dtype=exact, **call.options)
-        place = OUT[number % len(OUT)]
+        place = OUT[number // len(INSIDE) % len(OUT)]
         out = None if place is None else MEMORY[place](np.full(expected.out.shape, np.nan, dtype))
         got = qkvc.attention_with_lse(*call.arrays, **call.options, out=out, num_threads=call.threads)
         assert out is None or got.out is out
@@ -222,7 +225,90 @@ def stats(call: Call, *_: Any) -> dict[str, float]:
     return shares
 
 
-INSIDE: tuple[Callable[..., dict[str, float]], ...] = (scores, selected, stats, in_parts)
+def heads_first(call: Call) -> list[NDArray[Any]]:
+    return [x.swapaxes(-2, -3) if call.options["layout"] == "blhd" and x.ndim > 2 else x for x in call.arrays]
+
+
+def in_blocks(call: Call, whole: qkvc.AttentionOutput, *_: Any) -> dict[str, float]:
+    """Keys cut at some of their blocks: the bits of the whole."""
+    arrays, options = heads_first(call), {name: x for name, x in call.options.items() if name != "layout"}
+    l_k = arrays[1].shape[-2]
+    middle = [n for n in range(128, l_k, 128) if (n // 128 + call.threads) % 3]
+    merged = qkvc.merge_attention(parts_between([0, *middle, l_k], arrays, options, num_threads=call.threads), **of_whole(options))
+    out = merged.out.swapaxes(-2, -3) if call.options["layout"] == "blhd" and whole.out.ndim > 2 else merged.out
+    assert_same_bits(out.astype(whole.out.dtype), whole.out, "parts")
+    assert_same_bits(merged.lse, whole.lse, "lse of parts")
+    return {}
+
+
+def ragged(call: Call, *_: Any) -> dict[str, float]:
+    """An item of the batch cut into sequences."""
+    if any(0 in x.shape[:-3] for x in call.arrays):
+        return {}
+    q, k, v = (x[(0,) * (x.ndim - 3)] if x.ndim > 2 else x[np.newaxis] for x in heads_first(call))
+    rng = np.random.default_rng(q.size + k.size)
+    count = int(rng.integers(1, 7))
+    starts = [np.sort([0, *rng.integers(0, n + 1, count - 1), n]) for n in (q.shape[1], k.shape[1])]
+    options = {name: x for name, x in call.options.items() if name in ("softcap", "scale", "window")}
+    options |= {name: rng.random((count, len(q))) for name in call.options if name in ("alibi_slopes", "sinks", "head_scale")}
+    positions = rng.integers(4)
+    if "causal" in call.options or "alibi_slopes" in options or options.get("window", (-1, -1)) != (-1, -1):
+        options |= {"causal": ("top-left", "bottom-right", True, False)[positions]}
+        options |= {"q_offset": rng.integers(-9, k.shape[1] + 3, count)} if positions > 1 else {}
+        if not options["causal"] and "alibi_slopes" not in options and options.get("window", (-1, -1)) == (-1, -1):
+            options["causal"] = True
+    swapped = [x if call.options["layout"] == "bhld" else x.swapaxes(0, 1) for x in (q, k, v)]
+    got = qkvc.attention_varlen_with_lse(*swapped, *starts, **options, layout=call.options["layout"], num_threads=call.threads)
+    out, worst = got.out if call.options["layout"] == "bhld" else got.out.swapaxes(0, 1), 0.0
+    dtype, exact = result_type(q, k, v), exact_for(q, k, v)
+    for i, ((a, b), (c, d)) in enumerate(zip(*map(itertools.pairwise, starts), strict=True)):
+        alone = q[:, a:b], k[:, c:d], v[:, c:d]
+        mine = {name: x[i] if isinstance(x, np.ndarray) else x for name, x in options.items()}
+        expected = reference(*alone, dtype=exact, **mine)
+        bounds = certificate(*alone, unit=unit_of(dtype), weights_lose=in_pairs(*alone) * PAIRS, dtype=exact, **mine)
+        worst = max(
+            worst,
+            share_of_bound(f"sequence {i}", out[:, a:b], expected.out, bounds.out + shortening(dtype, expected.out), dtype),
+            share_of_bound(f"lse of sequence {i}", got.lse[:, a:b], expected.lse, bounds.lse, lse_type(q, k, v)),
+        )
+    return {f"ragged {dtype}": worst}
+
+
+def cached(call: Call, *_: Any) -> dict[str, float]:
+    """Keys and values of these sizes in a cache of any storage, sequences of unlike lengths, and the last tokens' queries."""
+    rng = np.random.default_rng(sum(x.size for x in call.arrays))
+    q, k, v = (x if x.ndim > 2 else x[np.newaxis] for x in heads_first(call))
+    (heads, l_q, dim), (kv_heads, l_k), v_dim, batch = q.shape[-3:], k.shape[-3:-1], v.shape[-1], int(rng.integers(1, 3))
+    if 0 in (heads, l_k, dim, v_dim):
+        return {}
+    count, storage = min(l_q, l_k, 40), STORAGE[rng.integers(len(STORAGE))]
+    query = rng.standard_normal((batch, heads, count, dim)).astype(("float32", "bfloat16", "float16", "float64")[rng.integers(4)])
+    keys, values = (rng.standard_normal((batch, kv_heads, l_k, width), np.float32) for width in (dim, v_dim))
+    before = rng.integers(0, l_k - count + 1, batch)
+    options = {name: x for name, x in call.options.items() if name in ("softcap", "scale")}
+    options |= {name: rng.random(heads) for name in call.options if name in ("sinks", "head_scale")}
+    window, first = (int(rng.integers(1, l_k + 1)), int(rng.integers(0, 5))) if "window" in call.options else (None, 0)
+    capacity = l_k + int(rng.integers(9)) if window is None else window + first + int(rng.integers(9))
+    cache = qkvc.KVCache(batch, kv_heads, capacity, dim, v_head_dim=v_dim, dtype=storage, window=window, keep_first=first)
+    for start in range(0, l_k - count, 100):
+        portion = slice(start, min(start + 100, l_k - count))
+        cache.append(keys[:, :, portion], values[:, :, portion], np.clip(before - start, 0, portion.stop - start))
+    got = cache.attend(query, keys[:, :, l_k - count :], values[:, :, l_k - count :], **options, num_threads=call.threads)
+    worst, dtype = 0.0, np.dtype(storage if storage != "int8" else np.float32)
+    result = result_type(query, np.zeros(0, dtype))
+    for i, n in enumerate(before.tolist()):
+        mine = np.r_[:n, l_k - count : l_k]
+        alone = [stored(x[i][:, mine], storage).astype(dtype) for x in (keys, values)]
+        p, j = n + np.arange(count)[:, np.newaxis], np.arange(n + count)
+        seen = {"mask": (j <= p) & ((j < first) | (j > p - window) if window else True), "dtype": exact_for(query, *alone)}
+        expected = reference(query[i], *alone, **options, **seen).out
+        loss = in_pairs(query, *alone) * PAIRS * (storage != "int8")
+        bounds = certificate(query[i], *alone, unit=unit_of(result), weights_lose=loss, **options, **seen).out
+        worst = max(worst, share_of_bound(f"sequence {i}", got[i], expected, bounds + shortening(result, expected), result))
+    return {f"cached {storage}": worst}
+
+
+INSIDE: tuple[Callable[..., dict[str, float]], ...] = (scores, selected, stats, in_parts, in_blocks, ragged, cached)
 
 
 def sweep(numbers: range, figures: list[str]) -> None:
