@@ -33,13 +33,13 @@ cdef Py_ssize_t most_few(const Problem *p, Py_ssize_t keys, int threads) noexcep
         return 0
     if <double>p.kv_heads * keys * (p.D + p.Dv) * p.item > BEYOND_CACHES:
         most = FEW_FROM_MEMORY
-    if p.batch * p.kv_heads < threads:
+    if p.batch * p.kv_heads < threads or p.few_bytes:  # bytes have bits of their own, which must know neither threads nor neighbours
         most = QKVC_FEW
     return min(most, p.kernels.lanes * p.kernels.vecs)
 
 
-cdef bint few(Py_ssize_t rows, Py_ssize_t keys, Py_ssize_t most) noexcept:
-    return keys >= FEW_KEYS and 0 < rows <= most
+cdef bint few(const Problem *p, Py_ssize_t rows, Py_ssize_t keys, Py_ssize_t most) noexcept:
+    return keys >= (1 if p.few_bytes else FEW_KEYS) and 0 < rows <= most
 
 
 cdef inline Py_ssize_t over(Py_ssize_t n, Py_ssize_t size) noexcept:
@@ -71,7 +71,7 @@ cdef int cut(Problem *p, object num_threads) except -1:
     """All batch items have one size."""
     cdef Py_ssize_t heads = p.batch * p.kv_heads
     p.rows = p.group * p.Lq
-    p.pieces = few(p.rows, p.Lk, most_few(p, p.batch * p.Lk, threads_for(num_threads)))
+    p.pieces = few(p, p.rows, p.Lk, most_few(p, p.batch * p.Lk, threads_for(num_threads)))
     if not p.pieces:
         p.kernels = fitted(p.kernels, p.rows)
     p.vectors = over(p.rows, p.kernels.lanes)
@@ -104,7 +104,7 @@ cdef int cut_runs(Problem *p, object num_threads) except -1:
     for i in range(p.batch):
         r = &p.runs[i]
         r.batch, r.rows = i, p.group * (p.first_query[i + 1] - p.first_query[i])
-        r.few = few(r.rows, p.lengths[i], most)
+        r.few = few(p, r.rows, p.lengths[i], most)
         longest = max(longest, r.rows)
         if r.few:
             p.rows = max(p.rows, r.rows)

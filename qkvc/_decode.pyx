@@ -72,7 +72,10 @@ cdef void read_block(const Problem *p, Scratch *s, const Tile *t, int64_t index,
         bring_rows(p, &p.key, block.keys, p.D, s.K, &block.K, &block.K_row, &block.K_kind)
     if p.few_copy_value:
         bring_rows(p, &p.value, block.keys, p.Dv, s.V, &block.V, &block.V_row, &block.V_kind)
-    kn.few_scores(s.Q, queries, <int>p.D, block.K, block.K_row, block.K_kind, block.keys, s.P)      # S <- Q KT
+    if p.few_bytes:
+        kn.few_scores_bytes(s.Q, queries, <int>p.D, block.K, block.K_row, block.keys, s.P)
+    else:
+        kn.few_scores(s.Q, queries, <int>p.D, block.K, block.K_row, block.K_kind, block.keys, s.P)  # S <- Q KT
     if p.softcap or p.slopes or p.has_bias or block.masked or block.clipped:                        # by way of a tile, which knows how
         for i in range(t.vecs * kn.lanes):
             row[i] = s.P + min(i, queries - 1) * W * p.item
@@ -81,6 +84,10 @@ cdef void read_block(const Problem *p, Scratch *s, const Tile *t, int64_t index,
         kn.pack(<const void *const *>row, 1, block.keys, 1.0, t.vecs, s.S)
         adjust(p, s, t, depth, &block)
         kn.store(s.S, block.keys, s.alpha, queries, row, 1)
+    if p.few_bytes:
+        kn.few_softmax_bytes(s.P, queries, block.V, block.V_row, <int>p.Dv, block.keys, b.m, b.l)
+        kn.few_values_bytes(s.P, queries, block.V, block.V_row, <int>p.Dv, block.keys, b.O)
+        return
     kn.few_softmax(s.P, queries, block.keys, b.m, b.l)                                              # P <- exp2(S - m_b)
     kn.few_values(s.P, queries, block.V, block.V_row, block.V_kind, <int>p.Dv, block.keys, b.O)     # O_b <- P V
 
@@ -114,7 +121,8 @@ cdef void decode(void *context, Py_ssize_t task, int worker) noexcept nogil:
     for i in range(t.vecs * p.kernels.lanes):
         put(p, s.alpha, i, 1)
     col = query_rows(p, s, &t, <const void **>row)
-    p.kernels.few_pack(<const void *const *>row, col, <int>p.D, p.scale * p.unit, t.queries, s.Q)
+    pack = p.kernels.few_pack_bytes if p.few_bytes else p.kernels.few_pack
+    pack(<const void *const *>row, col, <int>p.D, p.scale * p.unit, t.queries, s.Q)
     b = part_at(p, s.part)
     for i in range(n * t.share // t.shares, n * (t.share + 1) // t.shares):
         if interrupted(job, worker):
@@ -135,7 +143,7 @@ cdef void decode(void *context, Py_ssize_t task, int worker) noexcept nogil:
         shorten_rows(p, s, &t, row)
         for i in range(t.queries):
             finite = finite and get(p, s.l, i) > 0
-        if not finite:
+        if not finite and not p.few_bytes:  # of bytes a weight of 0 takes nothing, so nothing came from a masked key
             parts.whole(context, task, worker)
     qkvc_fp_leave(environment)
 

@@ -50,6 +50,11 @@ cdef extern from "kernels.h" nogil:
         void (*few_softmax)(void *S, int queries, int n, void *m_b, void *l_b) noexcept nogil
         void (*few_values)(const void *P, int queries, const void *V, Py_ssize_t row, int kind, int Dv, int n,
                            void *O_b) noexcept nogil
+        void (*few_pack_bytes)(const void *const *rows, Py_ssize_t col, int D, double scale, int queries, void *Q) noexcept nogil
+        void (*few_scores_bytes)(const void *Q, int queries, int D, const void *K, Py_ssize_t row, int n, void *S) noexcept nogil
+        void (*few_softmax_bytes)(void *S, int queries, const void *V, Py_ssize_t row, int Dv, int n, void *m_b,
+                                  void *l_b) noexcept nogil
+        void (*few_values_bytes)(const void *P, int queries, const void *V, Py_ssize_t row, int Dv, int n, void *O_b) noexcept nogil
         void (*few_merge)(const void *m_b, const void *l_b, const void *O_b, int queries, int Dv, void *m, void *l, void *O) noexcept nogil
         bint (*few_store)(const void *O, int Dv, const void *factor, int queries, void *const *rows, Py_ssize_t col) noexcept nogil
         void (*few_project)(const void *X, int tokens, int E, const void *W, Py_ssize_t rs, Py_ssize_t cs, int N, const void *bias,

@@ -64,6 +64,7 @@ ctypedef struct Problem:
     double work               # in flops, with what lanes cost beside theirs
     bint copy_key, copy_value             # are blocks copied before the kernels read them?  And those of few queries,
     bint few_copy_key, few_copy_value     # which widen as they load, and join value rows themselves
+    bint few_bytes                        # ... and read int8 where it lies, if the set can
     bint apart                # blocks are not merged: every one has a place of its own in out, which has an axis more, the first
     int threads
     char *lse                 # reals (batch, heads, Lq), contiguous, or NULL

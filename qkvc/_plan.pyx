@@ -354,11 +354,13 @@ cdef Plan make_plan(object query, object key, object value, object mask, object 
 
     set_strides(p, &p.query, q, head, row)
     set_strides(p, &p.key, k, head, row)
-    p.few_copy_key = scattered(&p.key, p.D) or aliases(&p.key, p.Lk) or (p.kernels.kind == QKVC_BFLOAT16 and p.D % 2 != 0)
-    p.copy_key = p.few_copy_key or p.key.kind != p.kernels.kind
+    p.few_bytes = p.key.kind == QKVC_INT8 and p.kernels.few_pack_bytes != NULL
+    p.copy_key = scattered(&p.key, p.D) or aliases(&p.key, p.Lk) or (p.kernels.kind == QKVC_BFLOAT16 and p.D % 2 != 0)
+    p.few_copy_key = p.copy_key and not p.few_bytes
+    p.copy_key |= p.key.kind != p.kernels.kind
     if v != NULL:
         set_strides(p, &p.value, v, head, row)
-        p.few_copy_value = scattered(&p.value, p.Dv)  # of these, whole rows are read
+        p.few_copy_value = not p.few_bytes and scattered(&p.value, p.Dv)  # of these, whole rows are read
         p.copy_value = p.few_copy_value or aliases(&p.value, p.Lk) or p.value.kind != p.kernels.kind or p.kernels.kind == QKVC_BFLOAT16
     p.scale = (qkvc_one_over_root(p.D) if p.D else 1.0) if scale is None else as_finite("scale", scale)
     p.unit = LOG2_E

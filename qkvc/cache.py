@@ -95,8 +95,11 @@ class KVCache:
 
     `batch` * `kv_heads` * `capacity` * (`head_dim` + `v_head_dim`) numbers; in int8 two of float32 a row more.  No array is copied to
     attend: a block at a time is widened, to the numbers that `keys` gives, and what is computed has the bits of float32 arrays of those.
-    int8 is for memory: bfloat16 is read where it lies, a step with it takes half the time.  (int8 is an array of float32 while queries are
-    float64 or `precision` is given.)
+    (int8 is an array of float32 while queries are float64 or `precision` is given.)
+
+    Where the CPU multiplies bytes (AVX-512 with VNNI and BF16), steps of up to 16 queries of a key head read int8 where it lies, and have
+    bits of their own: queries are rounded to 32639ths of their largest number, weights to 65535ths of the largest times its value's unit,
+    which is 257th and a quarter at most of what int8 itself has lost (docs/arithmetic.md has the bound).
 
     References
     ----------

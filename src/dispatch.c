@@ -30,19 +30,22 @@ static int has_avx512(uint64_t xcr0)
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & wanted) == wanted;
 }
 
+/* VNNI with it, as every CPU that has BF16 */
 static int has_bf16(void)
 {
     uint32_t a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(c & bit_AVX512VNNI)) return 0;
     return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 5);
 }
 
-/* AVX-512's own kernels, with others beside them for bfloat16 */
+/* AVX-512's own kernels, with others beside them for bfloat16, and for int8 */
 static const struct qkvc_kernels *with_bf16(void)
 {
     static struct qkvc_kernels floats, doubles, pairs;
     pairs = floats = qkvc_avx512_f32;
     doubles = qkvc_avx512_f64;
     qkvc_avx512_bf16(&pairs);
+    qkvc_avx512_vnni(&floats);
     floats.name = doubles.name = pairs.name = "avx512bf16";
     floats.bfloat16 = &pairs;
     floats.float64 = doubles.float64 = &doubles;

@@ -111,6 +111,12 @@ struct qkvc_kernels {
     void (*few_softmax)(void *S, int queries, int n, void *m_b, void *l_b);
     void (*few_values)(const void *P, int queries, const void *V, ptrdiff_t row, int kind, int Dv, int n, void *O_b);
 
+    /* The same for int8 rows where they lie, in bits of their own (docs/arithmetic.md); NULL: they are gathered before. */
+    void (*few_pack_bytes)(const void *const *rows, ptrdiff_t col, int D, double scale, int queries, void *Q);
+    void (*few_scores_bytes)(const void *Q, int queries, int D, const void *K, ptrdiff_t row, int n, void *S);
+    void (*few_softmax_bytes)(void *S, int queries, const void *V, ptrdiff_t row, int Dv, int n, void *m_b, void *l_b);
+    void (*few_values_bytes)(const void *P, int queries, const void *V, ptrdiff_t row, int Dv, int n, void *O_b);
+
     /* (m, l, O) takes (m_b, l_b, O_b) in; blocks in ascending order */
     void (*few_merge)(const void *m_b, const void *l_b, const void *O_b, int queries, int Dv, void *m, void *l, void *O);
 
@@ -150,6 +156,9 @@ extern const struct qkvc_kernels qkvc_avx512_f64, qkvc_avx2_f64, qkvc_neon_f64, 
 
 /* Makes bfloat16 kernels of a copy of AVX-512's for float32. */
 void qkvc_avx512_bf16(struct qkvc_kernels *set);
+
+/* Gives a copy of AVX-512's for float32 kernels that read int8. */
+void qkvc_avx512_vnni(struct qkvc_kernels *set);
 
 /* The float32 sets this CPU and operating system can run, best first, portable last; *count says how many. */
 const struct qkvc_kernels *const *qkvc_kernel_sets(int *count);

@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]  # of the repository
 # float64 has 29 bits more; results of 16 bits are rounded, by 5e-4 and 4e-3.
 TOLERANCE = {"out": 2e-6, "lse": 2e-6}
 FINER = {"float32": 1.0, "float64": 2.0**-29, "float16": 2.0**9, "bfloat16": 2.0**12}
+IN_BYTES = ("avx512bf16",)  # sets that read int8 where it lies
 
 
 def bits(x: NDArray[Any]) -> NDArray[Any]:

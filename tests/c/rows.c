@@ -3,6 +3,8 @@
  * shortened through strides.  No Python: `make kernels` runs it here and `make neon` on an emulated AArch64. */
 #include "check.h"
 
+#include <stdlib.h>
+
 enum { MAX_TILE = 64, MAX_D = 80, PAD = 3, BLOCKS = 2, MAX_ROW = MAX_D + PAD, ROOM = 16 /* whole vectors */ };
 
 static const double UNTOUCHED = 77;
@@ -209,6 +211,55 @@ static void check_gather_bytes(const Set *kn, int rows, int cols)
     expect(kn, "gather of bytes, past its end", rows * cols, to[rows * cols], (float)UNTOUCHED, 0);
 }
 
+/* int8 where it lies: scores within half a step of the query's number, P and O within half a 65535th of the largest P * unit.  Rows begin
+ * anywhere. */
+static void check_few_bytes(const Set *kn, const struct few *c)
+{
+    static int8_t K[1 + W * (MAX_D + 9)], V[1 + W * (MAX_D + 9)];
+    static float q[QKVC_FEW * MAX_D], S[QKVC_FEW * W], before[QKVC_FEW * W], O[QKVC_FEW * (MAX_D + ROOM)], m[2 * ROOM], l[2 * ROOM];
+    static float Q[QKVC_FEW * (MAX_D + 2 * ROOM)];
+    const int n = c->keys, row = c->D + 5, value_row = c->Dv + 7, width = (c->Dv + kn->lanes - 1) / kn->lanes * kn->lanes;
+    const int8_t *k = K + 1, *v = V + 1;
+    const void *rows[QKVC_FEW];
+    float key_unit[W], unit[W];
+    fill(kn, q, QKVC_FEW * MAX_D, 2, 90), fill(kn, key_unit, W, 0.05, 91), fill(kn, unit, W, 1, 92);
+    for (size_t i = 0; i < sizeof K; ++i) K[i] = (int8_t)(i * 37 >> 2), V[i] = (int8_t)(i * 91 >> 3);
+    for (int j = 0; j < n; ++j) unit[j] = fabsf(unit[j]) + 0.1f;
+    for (int j = 0; j < n; ++j) memcpy(K + 1 + j * row + c->D, key_unit + j, 4), memcpy(V + 1 + j * value_row + c->Dv, unit + j, 4);
+    for (int i = 0; i < c->queries; ++i) rows[i] = q + i * c->D;
+    kn->few_pack_bytes(rows, 1, c->D, 0.5, c->queries, Q);
+    kn->few_scores_bytes(Q, c->queries, c->D, k, row, n, S);
+    for (int i = 0; i < c->queries; ++i) {
+        wide largest = 0;
+        for (int d = 0; d < c->D; ++d) largest = fmaxl(largest, fabsf(q[i * c->D + d]) / 2);
+        for (int j = 0; j < n; ++j) {
+            wide want = 0, sum = 0;
+            for (int d = 0; d < c->D; ++d) want += (wide)q[i * c->D + d] / 2 * k[j * row + d], sum += abs(k[j * row + d]);
+            const wide step = fabsl(key_unit[j]) * largest * (1 / 65278.0L + 1e-6L);
+            expect(kn, "few_scores_bytes", j, S[i * W + j], want * key_unit[j], step * sum);
+            if ((i + 5 * j) % 11 == 3 || (i == 0 && n > 20)) S[i * W + j] = -INFINITY;
+        }
+    }
+    memcpy(before, S, sizeof S);
+    kn->few_softmax_bytes(S, c->queries, v, value_row, c->Dv, n, m, l);
+    kn->few_values_bytes(S, c->queries, v, value_row, c->Dv, n, O);
+    for (int i = 0; i < c->queries; ++i) {
+        wide top = -INFINITY, sum = 0, most = 0, p[W];
+        for (int j = 0; j < n; ++j) top = fmaxl(top, before[i * W + j]);
+        for (int j = 0; j < n; ++j) {
+            sum += p[j] = top == -INFINITY ? 0 : exp2l(before[i * W + j] - top);
+            most = fmaxl(most, p[j] * unit[j]);
+        }
+        expect(kn, "few_softmax_bytes, m", i, m[i], top, 0);
+        expect(kn, "few_softmax_bytes, l", i, l[i], sum, 64 * epsilon(kn) * sum);
+        for (int d = 0; d < c->Dv; ++d) {
+            wide want = 0, all = 0;
+            for (int j = 0; j < n; ++j) want += p[j] * unit[j] * v[j * value_row + d], all += abs(v[j * value_row + d]);
+            expect(kn, "few_values_bytes", i * c->Dv + d, O[i * width + d], want, most * all * (1 / 131070.0L + 1e-6L));
+        }
+    }
+}
+
 /* A block for pairs: key rows get an even number of columns, value rows are zipped; behind an odd end stands 0. */
 static void check_gather_pairs(const Set *kn, int rows, int cols, int row, int col)
 {
@@ -235,7 +286,11 @@ static void check_set(const Set *kn)
     worst = 0;
     for (int queries = 1; queries <= QKVC_FEW && queries <= tile; ++queries)
         for (int i = 0; i < 7; ++i)
-            for (int j = 0; j < 6; ++j) check_few(kn, &(struct few){queries, widths[i], widths[(i + j + queries) % 7], keys[j]});
+            for (int j = 0; j < 6; ++j) {
+                const struct few c = {queries, widths[i], widths[(i + j + queries) % 7], keys[j]};
+                check_few(kn, &c);
+                if (kn->few_pack_bytes && kn->kind == QKVC_REAL) check_few_bytes(kn, &c);
+            }
     for (int i = 0; i < 7; ++i)
         for (int j = 0; j < 4; ++j) {
             const int rows = 1 + 2 * i % 9, row = (i % 2 ? 2 : -2) * MAX_D + 5;
