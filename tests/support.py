@@ -26,7 +26,6 @@ ROOT = Path(__file__).parents[1]  # of the repository
 # float64 has 29 bits more; results of 16 bits are rounded, by 5e-4 and 4e-3.
 TOLERANCE = {"out": 2e-6, "lse": 2e-6}
 FINER = {"float32": 1.0, "float64": 2.0**-29, "float16": 2.0**9, "bfloat16": 2.0**12}
-IN_BYTES = ("avx512bf16",)  # sets that read int8 where it lies
 
 
 def bits(x: NDArray[Any]) -> NDArray[Any]:
@@ -86,10 +85,18 @@ def share_of_bound(name: str, actual: NDArray[Any], expected: NDArray[Any], boun
     return float(ratio.max(initial=0))
 
 
+def _with_bf16() -> bool:
+    return bool(qkvc.show_config("dicts")["kernels"]["in use"].endswith("bf16"))  # type: ignore[index]
+
+
+def in_bytes(query: NDArray[Any]) -> bool:
+    """Do few of these queries meet int8 rows where they lie?"""
+    return _with_bf16() and query.dtype != np.float64
+
+
 def in_pairs(*operands: Any) -> bool:
     """Does a call with these take kernels that multiply pairs of bfloat16?"""
-    with_pairs = qkvc.show_config("dicts")["kernels"]["in use"].endswith("bf16")  # type: ignore[index]
-    return with_pairs and all(np.asarray(x).dtype.name == "bfloat16" for x in operands)
+    return _with_bf16() and all(np.asarray(x).dtype.name == "bfloat16" for x in operands)
 
 
 def normal(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
