@@ -2,28 +2,31 @@
  *
  * One chain of p_dot from nothing for all of D and for all keys of a block, as in a tile, and so the tile's bits. */
 
-enum { PAIRS = LANES }; /* of columns that a square of the transpose takes in */
+enum { PAIRS = LANES / 2 }; /* of columns that are transposed at once */
 
 /* The scale, then Q[PAIRS of columns][query][PAIRS], zero behind D */
 static void few_pack_pairs(const void *const *rows, ptrdiff_t col, int D, double scale, int queries, void *Q_)
 {
-    uint16_t *Q = (uint16_t *)Q_ + 2 * PAIRS;
+    uint16_t *Q = (uint16_t *)Q_ + 2 * LANES;
     v_store(Q_, v_set1((REAL)scale));
     for (int d = 0; d < D; d += 2 * PAIRS)
         for (int i = 0; i < queries; ++i, Q += 2 * PAIRS)
             for (int c = 0; c < 2 * PAIRS; ++c) Q[c] = d + c < D ? ((const uint16_t *)rows[i])[(d + c) * col] : 0;
 }
 
+/* acc[i] += Q[i] . K of LANES keys, over n pairs of columns from d on.  Eight pairs, half a square, leave registers in which the next ones are
+ * transposed while these are multiplied.  Lines of the next keys are fetched out of L2, where those of the next block are fetched to; more
+ * than four queries need no touch beside that.  (8 queries, D = 64 / 80 / 128, cycles a key in cache: 27 / 41 / 53 -> 22 / 26 / 41) */
 static INLINE void few_dot(const int rows, const pair *Q, const char *const *K, ptrdiff_t ahead, ptrdiff_t d, const int n, vec acc[])
 {
-    vec t[LANES];
-    UNROLL for (int k = 0; k < LANES; ++k) {
-        const REAL *x = (const REAL *)(const void *)(K[k] + d * 2);
-        t[k] = n == PAIRS ? v_load(x) : v_load_n(x, n);
-    }
-    v_transpose(t);
+    vec t[PAIRS];
+    p_columns(K, d * 2, n, t);
     UNROLL for (int c = 0; c < PAIRS; ++c) {
-        if (ahead) __builtin_prefetch(K[c] + d * 2 + ahead, 0, 2); /* a key's 32 columns are a line */
+        if (ahead && d % 32 == 0) { /* of the columns in a line */
+            const char *low = K[c] + d * 2, *high = K[c + PAIRS] + d * 2;
+            __builtin_prefetch(low + ahead, 0, 2), __builtin_prefetch(high + ahead, 0, 2);
+            __builtin_prefetch(low + ahead / 8, 0, 3), __builtin_prefetch(high + ahead / 8, 0, 3);
+        }
         UNROLL for (int i = 0; i < rows; ++i) acc[i] = p_dot(acc[i], (vpairs)t[c], p_set1(Q[i * PAIRS + c]));
     }
 }
@@ -41,14 +44,14 @@ static INLINE void few_pair_scores_keys(const int rows, const pair *Q, ptrdiff_t
 
 static void few_pair_scores(const void *Q_, int queries, int D, const void *K, ptrdiff_t row, int kind, int n, void *S)
 {
-    const pair *Q = (const pair *)Q_ + PAIRS;
+    const pair *Q = (const pair *)Q_ + LANES;
     const vec scale = v_load(Q_);
     (void)kind;
     for (int j = 0; j < n; j += LANES) {
         const char *keys[LANES];
         const int live = least(LANES, n - j);
         for (int k = 0; k < LANES; ++k) keys[k] = (const char *)K + (j + least(k, live - 1)) * row * 2;
-        touch(keys[0], row * 2, live, D * 2);
+        if (queries <= 4) touch(keys[0], row * 2, live, D * 2);
         for (int i = 0; i < queries; i += FEW_ROWS) {
             const ptrdiff_t ahead = i ? 0 : QKVC_BLOCK * row * 2;
 #define SCORES(rows) few_pair_scores_keys(rows, Q + i * PAIRS, queries * PAIRS, scale, keys, ahead, D, (REAL *)S + i * QKVC_BLOCK + j)
@@ -81,15 +84,15 @@ static void few_pair_softmax(void *S_, int queries, int n, void *m_, void *l)
     v_store(l, sum);
 }
 
-/* O[i] = P[i] . V over pairs of value rows, joined on the way: 2 * vecs * LANES columns from c on, or the last `part` of two vectors.  One
- * chain for all keys of the block: O stored and loaded again every 16 keys took a quarter of the time (8 queries, D = 64, cycles a key: 25
- * with 4 x 4 chains, 19 with 8 x 2, for which rows are joined once). */
+/* O[i] += P[i] . V over pairs of value rows, joined on the way: 2 * vecs * LANES columns from c on, or the last `part` of two vectors.  The
+ * chain goes on in O from step to step: a step of 16 keys is a quarter slower in cache than the whole block (8 queries, D = 64, cycles a
+ * key: 25 with 4 x 4 chains and such steps, 19 with 8 x 2 chains, for which rows are joined once). */
 static INLINE void few_pair_values_strip(const int rows, const int vecs, const int part, const pair *P, const char *V, ptrdiff_t row,
                                          ptrdiff_t ahead, ptrdiff_t c, int n, REAL *O, int width)
 {
     vec acc[FEW_ROWS][FEW_VECS];
     UNROLL for (int i = 0; i < rows; ++i)
-        UNROLL for (int v = 0; v < vecs; ++v) acc[i][v] = v_set1(0);
+        UNROLL for (int v = 0; v < vecs; ++v) acc[i][v] = v_load(O + i * width + c + v * LANES);
     for (int j = 0; j < n; j += 2, V += 2 * row) {
         vpairs b[FEW_VECS]; /* always two at once */
         UNROLL for (int v = 0; v < vecs; v += 2) {
@@ -119,16 +122,24 @@ static INLINE void few_pair_values_rows(const int rows, const pair *P, const cha
 #undef STRIP
 }
 
-static void few_pair_values(const void *P_, int queries, const void *V, ptrdiff_t row, int kind, int Dv, int n, void *O_)
+static void few_pair_values(const void *P_, int queries, const void *V_, ptrdiff_t row, int kind, int Dv, int n, void *O_)
 {
     const pair *P = P_;
+    const char *V = V_;
     REAL *O = O_;
     const int width = whole_vectors(Dv);
+    /* What waits for memory rather than for arithmetic reads whole rows in address order (1 and 4 queries, D = 128: 0.92 of the time). */
+    const int in_order = queries <= 4 && Dv > FEW_VECS * LANES, step = in_order ? SEGMENT : QKVC_BLOCK;
     (void)kind;
-    for (int i = 0; i < queries; i += FEW_ROWS) {
-        const ptrdiff_t ahead = i ? 0 : 2 * QKVC_BLOCK * row;
-#define VALUES(rows) few_pair_values_rows(rows, P + i * QKVC_BLOCK, V, 2 * row, ahead, Dv, n, O + i * width, width)
-        ONE_TO_FEW(least(queries - i, FEW_ROWS), VALUES)
+    for (int c = 0; c < queries * width; c += LANES) v_store(O + c, v_set1(0));
+    for (int j = 0; j < n; j += step, P += step / 2, V += 2 * step * row) {
+        const int live = least(step, n - j);
+        if (in_order) touch(V, 2 * row, live, 2 * Dv);
+        for (int i = 0; i < queries; i += FEW_ROWS) {
+            const ptrdiff_t ahead = i ? 0 : 2 * QKVC_BLOCK * row;
+#define VALUES(rows) few_pair_values_rows(rows, P + i * QKVC_BLOCK, V, 2 * row, ahead, Dv, live, O + i * width, width)
+            ONE_TO_FEW(least(queries - i, FEW_ROWS), VALUES)
 #undef VALUES
+        }
     }
 }

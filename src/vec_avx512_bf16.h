@@ -54,6 +54,25 @@ static INLINE void p_zip(const uint16_t *even, const uint16_t *odd, int n, pair 
     _mm512_mask_storeu_epi32(to + LANES, (__mmask16)(((1ull << n) - 1) >> 16), (__m512i)t[1]);
 }
 
+/* Lane k of to[c] = pair c of rows[k], `at` bytes from its start, for c < n <= LANES / 2, 0 behind: a transpose whose first step is loads */
+static INLINE void p_columns(const char *const *rows, ptrdiff_t at, const int n, vec to[LANES / 2])
+{
+    const __mmask8 live = (__mmask8)((1u << n) - 1);
+    vec s[8];
+    UNROLL for (int i = 0; i < 8; ++i) {
+        const char *a = rows[i / 4 * 8 + i % 4] + at, *b = rows[i / 4 * 8 + i % 4 + 4] + at;
+        const __m256i low = n == 8 ? _mm256_loadu_si256((const void *)a) : _mm256_maskz_loadu_epi32(live, a);
+        const __m256i high = n == 8 ? _mm256_loadu_si256((const void *)b) : _mm256_maskz_loadu_epi32(live, b);
+        s[i] = (vec)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+    }
+    UNROLL for (int i = 0; i < 8; i += 4) {
+        const vec a = _mm512_unpacklo_ps(s[i], s[i + 1]), b = _mm512_unpackhi_ps(s[i], s[i + 1]);
+        const vec c = _mm512_unpacklo_ps(s[i + 2], s[i + 3]), d = _mm512_unpackhi_ps(s[i + 2], s[i + 3]);
+        s[i] = UNPACK(lo, a, c), s[i + 1] = UNPACK(hi, a, c), s[i + 2] = UNPACK(lo, b, d), s[i + 3] = UNPACK(hi, b, d);
+    }
+    UNROLL for (int c = 0; c < 4; ++c) to[c] = QUARTERS(s[c], s[c + 4], 0x88), to[c + 4] = QUARTERS(s[c], s[c + 4], 0xdd);
+}
+
 /* n + r = x with n the nearest integer, and p * 2^n: 0 for n = -inf whatever p is, which is what a masked score wants */
 static INLINE vec v_nearest(vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 static INLINE vec v_times_power(vec p, vec n) { return _mm512_scalef_ps(p, n); }
