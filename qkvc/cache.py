@@ -101,6 +101,8 @@ class KVCache:
     bits of their own: queries are rounded to 32639ths of their largest number, weights to 65535ths of the largest times its value's unit,
     which is 257th and a quarter at most of what int8 itself has lost (docs/arithmetic.md has the bound).
 
+    Threads may `attend` without new tokens at the same time; who appends, trims or reorders must be alone, as who writes to an array.
+
     References
     ----------
     Pope et al., "Efficiently Scaling Transformer Inference" (2022), section 3.3.  Xiao et al., "Efficient Streaming Language Models with
@@ -192,7 +194,8 @@ class KVCache:
         """
         who = f"{WHO}.append"
         new = self._checked(k, v, "bhld", who)
-        self._store(new, self._taken(counts, new[0].shape[2], who))
+        before = self._lengths
+        self._store(new, before, self._taken(counts, new[0].shape[2], before, who))
 
     def attend(
         self,
@@ -249,10 +252,11 @@ class KVCache:
         new = self._checked(k, v, layout, who)
         if new[0].shape[2] != count:
             raise ValueError(bad("k", f"{count} tokens, as q has", shape_text(k), who))
-        taken, before = self._taken(counts, count, who), self._lengths
+        before = self._lengths
+        taken = self._taken(counts, count, before, who)
         if self.window is None or max(before) + count <= self._visible:
             try:
-                self._store(new, taken)
+                self._store(new, before, taken)
                 return self._attended(query, before, layout, options)
             except BaseException:
                 self._lengths = before
@@ -261,7 +265,7 @@ class KVCache:
         step = min(self.capacity - self._visible + 1, CHUNK)
         parts = []
         for at in range(0, max(count, 1), step):
-            self._store([x[:, :, at : at + step] for x in new], [min(max(n - at, 0), step) for n in taken])
+            self._store([x[:, :, at : at + step] for x in new], self._lengths, [min(max(n - at, 0), step) for n in taken])
             parts.append(self._attended(query[:, :, at : at + step], [n + at for n in before], layout, options))
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2 if layout == "bhld" else 1)
 
@@ -339,11 +343,11 @@ class KVCache:
         numbers: list[int] = np.broadcast_to(given, self.batch).tolist()
         return numbers
 
-    def _taken(self, counts: Any, count: int, who: str) -> list[int]:
+    def _taken(self, counts: Any, count: int, before: list[int], who: str) -> list[int]:
         """How many tokens each sequence gets, for whom there must be room."""
         taken = [count] * self.batch if counts is None else self._each("counts", counts, count, who)
         if self.window is None:
-            for i, (have, more) in enumerate(zip(self._lengths, taken, strict=True)):
+            for i, (have, more) in enumerate(zip(before, taken, strict=True)):
                 if have + more > self.capacity:
                     room = f"at most {self.capacity - have} tokens, which the capacity {self.capacity} leaves to sequence {i}"
                     raise ValueError(bad("k", room, str(more), who))
@@ -371,17 +375,18 @@ class KVCache:
             yield row, at, stop
             at = stop
 
-    def _store(self, new: list[Array], taken: list[int]) -> None:
-        """Rows of the next tokens, written: first all are made that have to be, as in a window no row could be put back."""
+    def _store(self, new: list[Array], before: list[int], taken: list[int]) -> None:
+        """Rows of the tokens behind those `before`, for whom there is room even if another thread has meanwhile taken it."""
         if all(x.dtype == self.dtype for x in new):
-            self._write(new, taken)
+            self._write(new, before, taken)
         else:
-            undisturbed(self._write, new, taken)
-        self._lengths = [n + more for n, more in zip(self._lengths, taken, strict=True)]
+            undisturbed(self._write, new, before, taken)
+        self._lengths = [n + more for n, more in zip(before, taken, strict=True)]
         self._written = [max(pair) for pair in zip(self._written, self._lengths, strict=True)]
 
-    def _write(self, new: list[Array], taken: list[int]) -> None:
-        starts, written = self._lengths, []
+    def _write(self, new: list[Array], starts: list[int], taken: list[int]) -> None:
+        """First all rows are made that have to be: in a window none could be put back if the next failed."""
+        written = []
         even = min(starts) == max(starts) and min(taken) == max(taken)
         for item in [0] if even else range(self.batch):
             which = slice(None) if even else slice(item, item + 1)

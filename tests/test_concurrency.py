@@ -1,4 +1,4 @@
-"""Threads, forks, signals and limits: many callers at once, children that work, Ctrl-C that is heard, settings that are kept.
+"""Forks, signals and limits: children that work, Ctrl-C that is heard, settings that are kept.
 
 Whatever could hang or crash runs in a child process under a watchdog.
 """
@@ -10,16 +10,14 @@ import signal
 import statistics
 import subprocess
 import sys
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import qkvc
 
-from .support import assert_same_bits, operands, run_child
+from .support import run_child
 
 # Enough work for every thread of a call (a pool is not woken for less), and what all children compute.
 WORK = """
@@ -29,81 +27,6 @@ WORK = """
     def compute(threads=2):
         return qkvc.attention(q, k, v, num_threads=threads).tobytes()
 """
-
-
-# --- threads of Python -----------------------------------------------------------------------------------------------------------------
-
-
-def test_eight_python_threads_at_once(isa: str, rng: np.random.Generator) -> None:
-    """Different calls on shared inputs, each with as many threads as it likes: the bits of a quiet run."""
-    q, k, v = operands(rng, (2,), (4, 2), (130, 200), (32, 32))
-    calls = [
-        {"causal": "bottom-right", "num_threads": 1 + n % 4, "key_lengths": 200 - n, "scale": 0.05 * n} if n % 2 else {"num_threads": n}
-        for n in range(1, 17)
-    ]
-    expected = [qkvc.attention_with_lse(q, k, v, **options) for options in calls]
-    start = threading.Barrier(8)
-
-    def worker(number: int) -> int:
-        start.wait()
-        for turn in range(60):
-            n = (number + turn) % len(calls)
-            got = qkvc.attention_with_lse(q, k, v, **calls[n])
-            assert_same_bits(got.out, expected[n].out)
-            assert_same_bits(got.lse, expected[n].lse)
-            assert_same_bits(qkvc.softmax(q[0, 0]), qkvc.softmax(q[0, 0]))
-        return turn + 1
-
-    with ThreadPoolExecutor(8) as pool:
-        assert sum(pool.map(worker, range(8))) == 8 * 60
-
-
-def test_settings_change_while_others_compute(rng: np.random.Generator) -> None:
-    """set_num_threads and use_kernels from one thread do not disturb a call of another (all sets with FMA agree to the bit)."""
-    q, k, v = operands(rng, (), (4, 4), (200, 200), (16, 16))
-    fused = [name for name in qkvc.kernels() if name != "portable"] or ["portable"]
-    before = qkvc.get_num_threads()
-    with qkvc.use_kernels(fused[0]):
-        expected = qkvc.attention(q, k, v)
-        done = threading.Event()
-
-        def disturb() -> None:
-            n = 0
-            while not done.is_set():
-                qkvc.set_num_threads(1 + n % 5)
-                with qkvc.use_kernels(fused[n % len(fused)]):
-                    n += 1
-
-        thread = threading.Thread(target=disturb)
-        thread.start()
-        try:
-            for _ in range(150):
-                assert_same_bits(qkvc.attention(q, k, v), expected)
-        finally:
-            done.set()
-            thread.join()
-            qkvc.set_num_threads(before)
-
-
-def test_the_gil_is_released() -> None:
-    """Another Python thread counts on while a long call runs."""
-    x = np.ones((1, 1, 12000, 64), np.float32)
-    counted, running = 0, threading.Event()
-    done = threading.Event()
-
-    def long_call() -> None:
-        running.set()
-        qkvc.attention(x, x, x, num_threads=1)
-        done.set()
-
-    thread = threading.Thread(target=long_call)
-    thread.start()
-    running.wait()
-    while not done.is_set():
-        counted += 1
-        time.sleep(0.001)
-    thread.join()
-    assert counted > 20, f"only {counted} steps beside a call of half a second"
 
 
 # --- fork ------------------------------------------------------------------------------------------------------------------------------
@@ -227,6 +150,10 @@ LONG_CALLS = {
     "wholly masked": "q, k = np.ones((1, 1, 1), np.float32), np.broadcast_to(np.float32(1), (1, 2**36, 1)); "
     "options = dict(mask=np.broadcast_to(np.bool_(False), (1, 2**36)))",
     "one thread": "q, k = np.ones((8, 65536, 64), np.float32), np.ones((1, 65536, 64), np.float32); options = dict(num_threads=1)",
+    "ragged": "q = k = np.ones((65536, 8, 64), np.float32); call = lambda: qkvc.attention_varlen(q, k, k, [0, 9, 65536], [0, 9, 65536])",
+    "cache": "cache = qkvc.KVCache(1, 1, 70000, 64, dtype='int8'); k = np.ones((1, 1, 65536, 64), np.float32); cache.append(k, k); "
+    "q, k = np.ones((1, 8, 4096, 64), np.float32), k[:, :, :4096]; call = lambda: cache.attend(q, k, k); "
+    "left = lambda: cache.lengths == 65536",
     "projection": "x = np.broadcast_to(np.float32(1), (1, 2**36)); call = lambda: project(x, x)",
 }
 
@@ -238,7 +165,7 @@ def test_ctrl_c(call: str) -> None:
 import time
 import numpy as np, qkvc
 from qkvc._linear import project
-options = {{}}
+options, left = {{}}, lambda: True
 call = lambda: qkvc.attention(q, k, k, **options)
 {LONG_CALLS[call]}
 small = np.random.default_rng(0).standard_normal((4, 200, 64), dtype=np.float32)
@@ -249,6 +176,7 @@ try:
     print("finished", flush=True)
 except KeyboardInterrupt:
     print(time.monotonic(), flush=True)
+assert left()
 assert qkvc.attention(small, small, small, num_threads=2).tobytes() == expected
 print("right", flush=True)
 """

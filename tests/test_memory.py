@@ -9,6 +9,7 @@ import pytest
 
 import qkvc
 
+from .options import STORAGE
 from .support import run_child
 
 MB = 2**20
@@ -22,7 +23,7 @@ if not os.path.exists("/proc/self/status"):
 EXACT = {"MALLOC_MMAP_THRESHOLD_": "4096", "MALLOC_TOP_PAD_": "0", "PYTHONMALLOC": "malloc"}
 METER = """
 import mmap
-import numpy as np, qkvc
+import ml_dtypes, numpy as np, qkvc
 
 def status(name):
     with open("/proc/self/status") as file:
@@ -62,6 +63,8 @@ CALLS = {
     "element strides": "q, k, v, out = (np.repeat(x, 2, -1)[..., ::2] for x in arrays(1, 6000, 6000, 32)); options = {}",
     "transposed keys": "q, k, v, out = arrays(1, 6000, 6000, 64); "
     "k, v = (np.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2) for x in (k, v)); options = {}",
+    "bfloat16": "q, k, v, out = (x.astype('bfloat16') for x in arrays(8, 1500, 3000, 64)); options = {}",
+    "one query of float32 beside float16": "q, k, v, out = arrays(1, 1, 100_000, 64); k, v = k.astype('e'), v.astype('e'); options = {}",
     "NaN in the values": "q, k, v, out = arrays(1, 3000, 3000, 64); v[0, 100] = np.nan; options = dict(causal=True)",
 }
 
@@ -102,6 +105,27 @@ print(growth(lambda: qkvc.attention_varlen(q, k, v, starts, keys, out=out, num_t
         **EXACT,
     )
     assert int(printed) < threads * MB
+
+
+def test_a_cache_is_read_where_it_lies(figures: list[str]) -> None:
+    """In every storage, by one query, by few and by many: the result and scratch, where a float32 copy would take 20 MB."""
+    printed = run_child(
+        METER
+        + f"""
+x = np.random.default_rng(0).standard_normal((1, 1, 40_000, 64), dtype=np.float32)
+q = np.random.default_rng(1).standard_normal((1, 4, 100, 64), dtype=np.float32)
+for dtype in {STORAGE}:
+    cache = qkvc.KVCache(1, 1, 40_000, 64, dtype=dtype)
+    cache.append(x, x)
+    cache.attend(q[:, :, :40], num_threads=2)
+    for n in (1, 3, 100):
+        print(growth(lambda: cache.attend(q[:, :, :n].astype(x.dtype if dtype != "float64" else dtype), num_threads=2)))
+""",
+        **EXACT,
+    )
+    grown = list(map(int, printed.split()))
+    figures.append(f"memory of 1, 3 and 100 queries of a cache: {', '.join(f'{n // 1024} KB' for n in grown)}")
+    assert max(grown) < 2 * MB + 2 * 4 * 100 * 64 * 8
 
 
 def test_statistics_make_no_matrix(figures: list[str]) -> None:
