@@ -14,9 +14,9 @@ static void few_pack_pairs(const void *const *rows, ptrdiff_t col, int D, double
             for (int c = 0; c < 2 * PAIRS; ++c) Q[c] = d + c < D ? ((const uint16_t *)rows[i])[(d + c) * col] : 0;
 }
 
-/* acc[i] += Q[i] . K of LANES keys, over n pairs of columns from d on.  Eight pairs, half a square, leave registers in which the next ones are
- * transposed while these are multiplied.  Lines of the next keys are fetched out of L2, where those of the next block are fetched to; more
- * than four queries need no touch beside that.  (8 queries, D = 64 / 80 / 128, cycles a key in cache: 27 / 41 / 53 -> 22 / 26 / 41) */
+/* acc[i] += Q[i] . K of LANES keys, over n pairs of columns from d on.  Eight pairs, half a square, leave registers in which the next ones
+ * are transposed while these are multiplied.  Lines of the next keys are fetched out of L2, where those of the next block are fetched to;
+ * more than four queries need no touch beside that.  (8 queries, D = 64 / 80 / 128, cycles a key in cache: 27 / 41 / 53 -> 22 / 26 / 41) */
 static INLINE void few_dot(const int rows, const pair *Q, const char *const *K, ptrdiff_t ahead, ptrdiff_t d, const int n, vec acc[])
 {
     vec t[PAIRS];

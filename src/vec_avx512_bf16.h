@@ -54,7 +54,7 @@ static INLINE void p_zip(const uint16_t *even, const uint16_t *odd, int n, pair 
     _mm512_mask_storeu_epi32(to + LANES, (__mmask16)(((1ull << n) - 1) >> 16), (__m512i)t[1]);
 }
 
-/* Lane k of to[c] = pair c of rows[k], `at` bytes from its start, for c < n <= LANES / 2, 0 behind: a transpose whose first step is loads */
+/* Lane k of to[c] = pair c of rows[k], `at` bytes from its start, for c < n <= LANES / 2, 0 behind: a transpose that begins with loads */
 static INLINE void p_columns(const char *const *rows, ptrdiff_t at, const int n, vec to[LANES / 2])
 {
     const __mmask8 live = (__mmask8)((1u << n) - 1);
