@@ -28,7 +28,7 @@ cdef extern from "kernels.h" nogil:
         void (*pack)(const void *const *rows, Py_ssize_t col, int cols, double scale, int vecs, void *panel) noexcept nogil
         void (*pack_queries)(const void *const *rows, Py_ssize_t col, int cols, double scale, int vecs, void *QT) noexcept nogil
         void (*scores)(const void *K, Py_ssize_t row, int D, const void *QT, const int *depth, int vecs, const void *V, Py_ssize_t V_row,
-                       int Dv, void *S) noexcept nogil
+                       int Dv, void *pairs, void *S) noexcept nogil
         void (*add_bias)(void *S, const void *bias, double unit, const int *depth, int vecs) noexcept nogil
         void (*mask)(void *S, const uint8_t *const *rows, Py_ssize_t col, const int *depth, int vecs) noexcept nogil
         void (*clip)(void *S, const void *first, const void *limit, const int *depth, int vecs) noexcept nogil

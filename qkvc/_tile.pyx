@@ -8,7 +8,7 @@ from libc.math cimport INFINITY, NAN, exp2, log2
 from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy, memset
 
-from qkvc._kernels cimport QKVC_FEW, QKVC_REAL, Kernels, Task
+from qkvc._kernels cimport QKVC_BFLOAT16, QKVC_FEW, QKVC_REAL, Kernels, Task
 from qkvc._plan cimport Plan, Problem, Run, View
 from qkvc._workers cimport Job, hire, padded, perform, share_of, slot
 
@@ -266,12 +266,17 @@ cdef bint shut(const Problem *p, const Scratch *s, const Block *b, int queries) 
 
 cdef void score(const Problem *p, Scratch *s, const Tile *t, const int *depth, Block *b) noexcept nogil:
     """S <- K QT, capped, sloped, biased, and -inf where masked"""
+    cdef char *pairs = NULL
     if p.copy_key:
         bring_rows(p, &p.key, b.keys, p.D, s.K, &b.K, &b.K_row, &b.K_kind)
-    if p.copy_value:
+    if p.copy_value and p.kernels.kind == QKVC_BFLOAT16 and p.value.col == 1:
+        pairs = s.V  # which the products' loop makes at a third of what a loop of its own takes
+    elif p.copy_value:
         p.kernels.gather_values(b.V, p.value.row, p.value.col, p.value.kind, b.keys, <int>p.Dv, s.V)
         b.V, b.V_row = s.V, p.Dv
-    p.kernels.scores(b.K, b.K_row, <int>p.D, s.QT, depth, t.vecs, b.V, b.V_row, <int>p.Dv, s.S)
+    p.kernels.scores(b.K, b.K_row, <int>p.D, s.QT, depth, t.vecs, b.V, b.V_row, <int>p.Dv, pairs, s.S)
+    if pairs:
+        b.V, b.V_row = pairs, p.Dv
     adjust(p, s, t, depth, b)
 
 

@@ -51,9 +51,10 @@ struct qkvc_kernels {
     void (*pack_queries)(const void *const *rows, ptrdiff_t col, int cols, double scale, int vecs, void *QT);
 
     /* S[j][lane] = sum over d of K[j * row + d] * QT[d][lane], for j < depth[v].  Meanwhile the next rows of K and row
-     * j of V, V_row apart and Dv long, are fetched towards L2: `values` reads V in strips that no hardware prefetcher follows. */
+     * j of V, V_row apart and Dv long, are fetched towards L2: `values` reads V in strips that no hardware prefetcher follows.  A bfloat16
+     * set does what its gather_values would, into `pairs`, unless that is NULL; others do not look at it. */
     void (*scores)(const void *K, ptrdiff_t row, int D, const void *QT, const int *depth, int vecs, const void *V, ptrdiff_t V_row, int Dv,
-                   void *S);
+                   void *pairs, void *S);
 
     /* S += bias * unit; where bias is -inf the score is -inf whatever it was */
     void (*add_bias)(void *S, const void *bias, double unit, const int *depth, int vecs);

@@ -157,12 +157,13 @@ static __attribute__((noinline)) void fetch_rows(const REAL *x, ptrdiff_t row, i
 }
 
 static void scores(const void *K_, ptrdiff_t row, int D, const void *QT_, const int *depth, int vecs, const void *V_,
-                   ptrdiff_t V_row, int Dv, void *S_)
+                   ptrdiff_t V_row, int Dv, void *pairs, void *S_)
 {
     enum { AHEAD = 16 };
     const REAL *K = K_, *QT = QT_, *V = V_;
     REAL *S = S_;
     int j = 0, n = depth[vecs - 1];
+    (void)pairs;
     for (int first = 0; first < vecs; ++first, QT += LANES, S += LANES) { /* the first vectors need no keys beyond their step */
         int end = first == vecs - 1 ? n : depth[first] + ROWS - 1 < n ? (depth[first] + ROWS - 1) / ROWS * ROWS : n;
 #define SCORES(rows, vecs)                                                                                                                 \

@@ -1,7 +1,7 @@
 /* The kernels of a tile for bfloat16 query, key and value: the FMA of two floats becomes the dot product of two pairs.
  *
  *     scores   S[key][query] += K[key][d, d+1] . Q[d, d+1][query]     K where it is: a pair of neighbours is one broadcast of 32 bits
- *     values   O[c][query]   += V[j, j+1][c] . P[j, j+1][query]       V's rows by twos, a block at a time (`gather_values`)
+ *     values   O[c][query]   += V[j, j+1][c] . P[j, j+1][query]       V's rows by twos, a block at a time (`zip_next`)
  *
  * Scores, maxima, sums and outputs are the floats of every other set, so options and the store do not notice.  docs/arithmetic.md says
  * what differs.  Expects the vocabulary of vec_*_bf16.h behind kernels_body.h, and PAIR_UP.
@@ -44,19 +44,41 @@ static void gather_pairs(const void *x_, ptrdiff_t row, ptrdiff_t col, int kind,
     }
 }
 
-/* to[j / 2][c] = value rows j, j + 1; an odd last row has a partner of 0 */
+/* to[j / 2][c] = value rows j, j + 1, and 0 for the partner of an odd last row; j and c say how far that is */
+struct zip {
+    const uint16_t *x;
+    ptrdiff_t row;
+    int rows, cols, j, c;
+    pair *to;
+};
+
+/* Two rows, 2 * LANES columns.  Masked stores, though of all lanes, would take three times as long between products. */
+static INLINE void zip_next(struct zip *z)
+{
+    if (z->j >= z->rows) return;
+    const int n = least(z->cols - z->c, 2 * LANES), odd = z->j + 1 < z->rows;
+    const uint16_t *x = z->x + z->j * z->row + z->c;
+    pair *to = z->to + z->j / 2 * z->cols + z->c;
+    if (odd && n == 2 * LANES) {
+        vpairs t[2];
+        p_join(x, x + z->row, 2 * LANES, t);
+        p_store(to, t[0]);
+        p_store(to + LANES, t[1]);
+    } else
+        p_zip(x, odd ? x + z->row : NULL, n, to);
+    z->c += 2 * LANES;
+    if (z->c >= z->cols) z->c = 0, z->j += 2;
+}
+
 static void gather_values(const void *x_, ptrdiff_t row, ptrdiff_t col, int kind, int rows, int cols, void *to_)
 {
     const uint16_t *x = x_;
     pair *to = to_;
+    struct zip all = {x, row, col == 1 ? rows : 0, cols, 0, 0, to};
     (void)kind;
-    for (int j = 0; j < rows; j += 2, x += 2 * row, to += cols) {
-        const uint16_t *odd = j + 1 < rows ? x + row : NULL;
-        if (col == 1)
-            for (int c = 0; c < cols; c += 2 * LANES) p_zip(x + c, odd ? odd + c : NULL, least(cols - c, 2 * LANES), to + c);
-        else
-            for (int c = 0; c < cols; ++c) to[c] = x[c * col] | (odd ? (pair)odd[c * col] << 16 : 0);
-    }
+    while (all.j < all.rows) zip_next(&all);
+    for (int j = 0; j < rows && col != 1; j += 2, x += 2 * row, to += cols)
+        for (int c = 0; c < cols; ++c) to[c] = x[c * col] | (j + 1 < rows ? (pair)x[row + c * col] << 16 : 0);
 }
 
 static INLINE pair pair_at(const uint16_t *p)
@@ -80,33 +102,35 @@ static INLINE void dot_range(const int rows, const int first, const int vecs, co
     }
 }
 
-/* One chain for all of k: what segments would gain drowns in the inputs' 2^-8. */
-static INLINE void dot(const int rows, const int vecs, const uint16_t *A, ptrdiff_t rs, ptrdiff_t cs, const pair *B, const int *depth,
-                       vec acc[][VECS])
+/* One chain for all of k, here and for values: what segments would gain drowns in the inputs' 2^-8.  In a loop that waits for nothing but
+ * VDPBF16PS a third of making pairs is left to see: 4.1 -> 1.4 % of the products' time. */
+static INLINE void pair_scores_tile(const int rows, const int vecs, const uint16_t *K, ptrdiff_t row, int D, const void *QT, REAL *S,
+                                    struct zip *V)
 {
+    enum { STEPS = 4 }; /* so that tiles have as many turns as V has pieces, if Dv = D */
+    const int pairs = (D + 1) / 2;
+    vec acc[PAIR_ROWS][VECS], scale[VECS];
     UNROLL for (int i = 0; i < rows; ++i)
         UNROLL for (int v = 0; v < vecs; ++v) acc[i][v] = v_set1(0);
-    dot_range(rows, 0, vecs, A, rs, cs, B, 0, depth[0], acc);
-    if (vecs > 1) dot_range(rows, 1, vecs, A, rs, cs, B, depth[0], depth[1], acc);
-    if (vecs > 2) dot_range(rows, 2, vecs, A, rs, cs, B, depth[1], depth[2], acc);
-}
-
-static INLINE void pair_scores_tile(const int rows, const int vecs, const uint16_t *K, ptrdiff_t row, int D, const void *QT, REAL *S)
-{
-    const int pairs = (D + 1) / 2;
-    vec acc[PAIR_ROWS][VECS];
-    dot(rows, vecs, K, row, 2, (const pair *)QT + TILE, (const int[]){pairs, pairs, pairs}, acc);
-    UNROLL for (int v = 0; v < vecs; ++v) {
-        const vec scale = v_load((const REAL *)QT + v * LANES);
-        UNROLL for (int i = 0; i < rows; ++i) v_store(S + i * TILE + v * LANES, v_mul(acc[i][v], scale));
+    for (int k = 0; k < pairs; k += STEPS) {
+        dot_range(rows, 0, vecs, K, row, 2, (const pair *)QT + TILE, k, least(k + STEPS, pairs), acc);
+        zip_next(V);
     }
+    UNROLL for (int v = 0; v < vecs; ++v) scale[v] = v_load((const REAL *)QT + v * LANES);
+    UNROLL for (int i = 0; i < rows; ++i) /* as the sums end, so that the first stores need not wait for the last sum: 1 % */
+        UNROLL for (int v = 0; v < vecs; ++v) v_store(S + i * TILE + v * LANES, v_mul(acc[i][v], scale[v]));
 }
 
 static INLINE void pair_values_tile(const int rows, const int vecs, const pair *V, ptrdiff_t row, const pair *P, const int *depth,
                                     const REAL *alpha, const REAL *beta, REAL *O)
 {
+    const uint16_t *A = (const uint16_t *)V;
     vec acc[PAIR_ROWS][VECS];
-    dot(rows, vecs, (const uint16_t *)V, 2, 2 * row, P, depth, acc);
+    UNROLL for (int i = 0; i < rows; ++i)
+        UNROLL for (int v = 0; v < vecs; ++v) acc[i][v] = v_set1(0);
+    dot_range(rows, 0, vecs, A, 2, 2 * row, P, 0, depth[0], acc);
+    if (vecs > 1) dot_range(rows, 1, vecs, A, 2, 2 * row, P, depth[0], depth[1], acc);
+    if (vecs > 2) dot_range(rows, 2, vecs, A, 2, 2 * row, P, depth[1], depth[2], acc);
     UNROLL for (int v = 0; v < vecs; ++v) {
         const vec a = v_load(alpha + v * LANES), b = v_load(beta + v * LANES);
         UNROLL for (int i = 0; i < rows; ++i) {
@@ -124,19 +148,20 @@ static INLINE void pair_values_tile(const int rows, const int vecs, const pair *
     }
 
 static void pair_scores(const void *K_, ptrdiff_t row, int D, const void *QT_, const int *depth, int vecs, const void *V, ptrdiff_t V_row,
-                        int Dv, void *S_)
+                        int Dv, void *pairs, void *S_)
 {
     const uint16_t *K = K_;
     const REAL *QT = QT_;
     REAL *S = S_;
     int j = 0, n = depth[vecs - 1];
-    (void)V, (void)V_row, (void)Dv; /* its block was gathered a moment ago: there is nothing to fetch */
+    struct zip values = {V, V_row, pairs ? n : 0, Dv, 0, 0, pairs};
     for (int first = 0; first < vecs; ++first, QT += LANES, S += LANES) {
         int end = first == vecs - 1 ? n : least(n, (depth[first] + PAIR_ROWS - 1) / PAIR_ROWS * PAIR_ROWS);
-#define SCORES(rows, vecs) pair_scores_tile(rows, vecs, K + j * row, row, D, QT, S + j * TILE)
+#define SCORES(rows, vecs) pair_scores_tile(rows, vecs, K + j * row, row, D, QT, S + j * TILE, &values)
         COVER_PAIRS(vecs - first, j, end, SCORES);
 #undef SCORES
     }
+    while (values.j < values.rows) zip_next(&values);
 }
 
 static void pair_values(const void *V_, ptrdiff_t row, int Dv, const void *P, const int *depth, int vecs, const void *alpha,

@@ -121,7 +121,7 @@ static void check_products(const Set *kn, int vecs, int D)
     const int tile = kn->lanes * kn->vecs, depth[3] = {vecs == 1 ? 101 : 40, vecs == 2 ? 101 : 77, 101};
     const double u = epsilon(kn);
     fill(kn, K, W * D, 1, 20), fill(kn, QT, D * tile, 1, 21);
-    kn->scores(K, D, D, QT, depth, vecs, K, D, D, S);
+    kn->scores(K, D, D, QT, depth, vecs, K, D, D, NULL, S);
     for (int lane = 0; lane < vecs * kn->lanes; ++lane)
         for (int j = 0; j < depth[lane / kn->lanes]; ++j) {
             wide want = 0;
@@ -349,7 +349,7 @@ static void walk(const Set *kn, const struct call *c, int start, int queries)
             depth[v] = reach < 0 ? 0 : reach > keys ? keys : reach;
         }
         if (depth[vecs - 1] == 0) break;
-        kn->scores(at(kn, K, first * c->D), c->D, c->D, QT, depth, vecs, at(kn, V, first * c->Dv), c->Dv, c->Dv, S);
+        kn->scores(at(kn, K, first * c->D), c->D, c->D, QT, depth, vecs, at(kn, V, first * c->Dv), c->Dv, c->Dv, NULL, S);
         if (c->kind == 5) {
             for (int i = 0; i < n; ++i) put(kn, lower, i, SLOPE * LOG2_E), put(kn, upper, i, query[i] - first);
             kn->soften(S, CAP * LOG2_E, depth, vecs);

@@ -90,7 +90,7 @@ static inline void attend_tile(const struct qkvc_kernels *kn, const float *Q, co
     kn->pack(query, 1, D, (double)scale * LOG2_E, vecs, QT);
     for (ptrdiff_t j = 0; j < n; j += W) {
         int keys = n - j < W ? (int)(n - j) : W, depth[QKVC_MAX_VECS] = {keys, keys, keys};
-        kn->scores(K + j * D, D, D, QT, depth, vecs, V + j * D, D, D, S);
+        kn->scores(K + j * D, D, D, QT, depth, vecs, V + j * D, D, D, NULL, S);
         kn->softmax(S, depth, vecs, m, l, alpha, beta);
         kn->values(V + j * D, D, D, S, depth, vecs, alpha, beta, O);
     }

@@ -77,7 +77,7 @@ static void scores_packed(int g, int D, const float *Q, const float *K, int n, f
         for (int k = 0; k < vecs * LANES; ++k) rows[k] = K + least(j + k, n - 1) * D;
         touch(K + j * D, least(TILE, n - j) * D);
         qkvc_avx512_f32.pack(rows, 1, D, 1.0, vecs, KT);
-        qkvc_avx512_f32.scores(Q, D, D, KT, (const int[]){g, g, g}, vecs, Q, 0, 0, chunk);
+        qkvc_avx512_f32.scores(Q, D, D, KT, (const int[]){g, g, g}, vecs, Q, 0, 0, NULL, chunk);
         for (int i = 0; i < g; ++i)
             for (int v = 0; v < vecs && j + v * LANES < W; ++v) v_store(S + i * W + j + v * LANES, v_load(chunk + i * TILE + v * LANES));
     }

@@ -72,10 +72,15 @@ static void check_few(const Set *kn, const struct few *c)
         const void *key = past(kn, K, block * n * (c->D + PAD)), *value = past(kn, V, block * n * (c->Dv + PAD)), *raw = value;
         ptrdiff_t key_row = c->D + PAD, value_row = c->Dv + PAD;
         if (in_pairs) {
-            kn->gather(key, key_row, 1, kn->kind, n, c->D, K2), kn->gather_values(value, value_row, 1, kn->kind, n, c->Dv, V2);
-            key = K2, value = V2, key_row = c->D + c->D % 2, value_row = c->Dv;
+            kn->gather(key, key_row, 1, kn->kind, n, c->D, K2);
+            key = K2, key_row = c->D + c->D % 2;
+            ((uint16_t *)V2)[2 * down * c->Dv] = 7777;
         }
-        kn->scores(key, key_row, c->D, QT, depth, vecs, value, value_row, c->Dv, S);
+        kn->scores(key, key_row, c->D, QT, depth, vecs, value, value_row, c->Dv, in_pairs ? V2 : NULL, S);
+        if (in_pairs) {
+            expect(kn, "scores, past the end of its pairs", block, ((uint16_t *)V2)[2 * down * c->Dv], 7777, 0);
+            value = V2, value_row = c->Dv;
+        }
         kn->few_scores(FQ, c->queries, c->D, key, key_row, kn->kind, n, FS);
         for (int i = 0; i < c->queries; ++i)
             for (int j = 0; j < n; ++j) {
