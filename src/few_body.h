@@ -23,6 +23,12 @@
 #define KEEP(x) (void)(x)
 #endif
 
+/* Keys are transposed by halves of a square, whose steps stand between the FMAs of the half before: both halves and the sums of 8 rows are
+ * in registers, 8 + 8 + 8, and as a half is loaded with two keys to a vector it takes 24 shuffles, where a square takes 64.  Squares that
+ * were transposed in one go took their time beside the FMAs (D = 64, keys in L2, 1 / 4 / 8 queries: 26 / 34 / 52 cycles a key, so 22 / 29 /
+ * 42; 15 / 21 / 38 without touching), squares that wait in memory that of 16 stores, which cost more than an FMA each. */
+enum { HALF = LANES / 2, KEYS_APART = HALF < 16 / REAL_SIZE ? HALF : 16 / REAL_SIZE, CROSSINGS = HALF == 8 ? 12 : HALF * HALF / 4 };
+
 enum { FEW_ROWS = VREGS / 4, FEW_VECS = VREGS / 8 }; /* 32 registers: 16 + 8 + 1 in scores, 4 x 4 + 4 + 1 in values */
 
 /* How many rows go together is a constant of the text: a square is transposed, a value loaded, once for all of them. */
@@ -83,56 +89,101 @@ static void few_pack(const void *const *rows, ptrdiff_t col, int D, double scale
                 for (int c = 0; c < SEGMENT; ++c) Q[c] = d + c < D ? ((const REAL *)rows[i])[(d + c) * col] * (REAL)scale : 0;
 }
 
-/* LANES columns of LANES keys, from d on, of which n are there; zero behind them */
-static INLINE void few_square(const int kind, const char *const *K, ptrdiff_t d, const int n, vec square[LANES])
+/* HALF numbers of row a, then of row b, from d on, of which n are there, zero behind them */
+static INLINE vec load_halves_of(const int kind, const void *a, const void *b, ptrdiff_t d, ptrdiff_t n)
 {
-    vec t[LANES];
-    UNROLL for (int k = 0; k < LANES; ++k) t[k] = n >= LANES ? load_of(kind, K[k], d) : load_n_of(kind, K[k], d, n);
-    v_transpose(t);
-    UNROLL for (int c = 0; c < LANES; ++c) square[c] = t[c];
+    REAL both[HALF + LANES];
+#if REAL_SIZE == 4
+    uint16_t t[LANES];
+    if (kind != QKVC_REAL && n >= HALF) {
+        __builtin_memcpy(t, (const uint16_t *)a + d, sizeof t / 2);
+        __builtin_memcpy(t + HALF, (const uint16_t *)b + d, sizeof t / 2);
+        return load_of(kind, t, 0);
+    }
+#endif
+    if (n >= HALF) return v_load_halves((const REAL *)a + d, (const REAL *)b + d);
+    v_store(both, load_n_of(kind, a, d, n > 0 ? (int)n : 0));
+    v_store(both + HALF, load_n_of(kind, b, d, n > 0 ? (int)n : 0));
+    return v_load(both);
 }
 
-/* S[i] += Q[i] . K of LANES keys, over a segment of d that has n <= SEGMENT numbers; what lies `ahead` bytes behind it is fetched */
+/* HALF columns of LANES keys: two keys to a vector, a quarter apart, as few_cross wants them */
+static INLINE void few_load(const int kind, const char *const *K, ptrdiff_t d, ptrdiff_t n, vec t[HALF])
+{
+    UNROLL for (int k = 0; k < HALF; ++k) {
+        const int key = k + k / KEYS_APART * KEYS_APART;
+        t[k] = load_halves_of(kind, K[key], K[key + KEYS_APART], d, n);
+    }
+}
+
+/* Step x of CROSSINGS, after which the columns are the vectors */
+static INLINE void few_cross(vec t[HALF], const int x)
+{
+    enum { COUPLES = HALF > 1 ? HALF / 2 : 1 };
+    const int within = KEYS_APART / 2 >> x / COUPLES, apart = within ? within : KEYS_APART, k = x % COUPLES;
+    const int i = k / apart * 2 * apart + k % apart;
+    if (within) v_zip(t + i, t + i + apart);
+    else v_trade(t + i, t + i + apart);
+}
+
+/* S[i] += Q[i] . K of LANES keys, over a segment of d whose first columns lie in T.  Between the FMAs the columns behind those are
+ * transposed, at last the first ones of K2 from d2 on, and what lies `ahead` bytes behind is fetched. */
 static INLINE void few_scores_segment(const int rows, const int kind, const REAL *Q, const char *const *K, ptrdiff_t ahead, ptrdiff_t d,
-                                      const int n, REAL *S)
+                                      const char *const *K2, ptrdiff_t d2, ptrdiff_t D, vec T[HALF], REAL *S)
 {
     const int line = 64 / size_of(kind);
     vec acc[FEW_ROWS];
     UNROLL for (int i = 0; i < rows; ++i) acc[i] = v_set1(0);
-    UNROLL for (int s = 0; s < SEGMENT; s += LANES) {
-        vec t[LANES];
-        if (s >= n) break;
-        few_square(kind, K, d + s, n - s, t);
-        UNROLL for (int c = 0; c < LANES; ++c) {
-            if (ahead && (line > SEGMENT ? d % line == 0 : s % line == 0)) __builtin_prefetch(K[c] + (d + s) * size_of(kind) + ahead, 0, 2);
-            UNROLL for (int i = 0; i < rows; ++i) acc[i] = v_fma(v_set1(Q[i * SEGMENT + s + c]), t[c], acc[i]);
+    UNROLL for (int s = 0; s < SEGMENT; s += HALF) {
+        const int last = s + HALF == SEGMENT;
+        const ptrdiff_t next = last ? d2 : d + s + HALF;
+        vec t[HALF];
+        few_load(kind, last ? K2 : K, next, D - next, t);
+        UNROLL for (int c = 0; c < HALF; ++c) {
+            if (s % line < LANES && (line <= SEGMENT || d % line == 0))
+                __builtin_prefetch(K[s % line + c] + (d + s - s % line) * size_of(kind) + ahead, 0, 2);
+            UNROLL for (int x = c * CROSSINGS / HALF; x < (c + 1) * CROSSINGS / HALF; ++x) few_cross(t, x);
+            UNROLL for (int i = 0; i < rows; ++i) acc[i] = v_fma(v_set1(Q[i * SEGMENT + s + c]), T[c], acc[i]);
         }
+        UNROLL for (int c = 0; c < HALF; ++c) T[c] = t[c];
     }
     UNROLL for (int i = 0; i < rows; ++i) v_store(S + i * QKVC_BLOCK, v_add(v_load(S + i * QKVC_BLOCK), acc[i]));
 }
 
-static INLINE void few_scores_keys(const int rows, const int kind, const REAL *Q, ptrdiff_t next, const char *const *K, ptrdiff_t ahead,
-                                   int D, REAL *S)
+/* LANES keys from j on, of n; the last stands for those behind it */
+static INLINE void few_keys(const char *K, ptrdiff_t row, int j, int n, const char *keys[LANES])
 {
-    ptrdiff_t d = 0;
-    UNROLL for (int i = 0; i < rows; ++i) v_store(S + i * QKVC_BLOCK, v_set1(0));
-    for (; d + SEGMENT <= D; d += SEGMENT, Q += next) few_scores_segment(rows, kind, Q, K, ahead, d, SEGMENT, S);
-    if (d < D) few_scores_segment(rows, kind, Q, K, ahead, d, D - (int)d, S);
+    for (int k = 0; k < LANES; ++k) keys[k] = K + least(j + k, n - 1) * row;
+}
+
+static INLINE void few_scores_rows(const int rows, const int kind, const REAL *Q, ptrdiff_t next, int D, const char *K, ptrdiff_t row,
+                                   int n, REAL *S)
+{
+    const int touched = rows <= 4; /* for more, the FMAs take as long as the fetching */
+    const char *keys[2][LANES];
+    vec T[HALF];
+    few_keys(K, row, 0, n, keys[0]);
+    if (touched) touch(K, row, least(LANES, n), D * size_of(kind));
+    few_load(kind, keys[0], 0, D, T);
+    UNROLL for (int x = 0; x < CROSSINGS; ++x) few_cross(T, x);
+    for (int j = 0, now = 0; j < n; j += LANES, now = !now) {
+        const REAL *q = Q;
+        few_keys(K, row, j + LANES, n, keys[!now]);
+        UNROLL for (int i = 0; i < rows; ++i) v_store(S + i * QKVC_BLOCK + j, v_set1(0));
+        for (ptrdiff_t d = 0; d < D; d += SEGMENT, q += next) {
+            const int more = d + SEGMENT < D;
+            if (touched && !more && j + LANES < n) touch(keys[!now][0], row, least(LANES, n - j - LANES), D * size_of(kind));
+            few_scores_segment(rows, kind, q, keys[now], QKVC_BLOCK * row, d, keys[more ? now : !now], more ? d + SEGMENT : 0, D, T, S + j);
+        }
+    }
 }
 
 static INLINE void few_scores_of(const int kind, const REAL *Q, int queries, int D, const char *K, ptrdiff_t row, int n, REAL *S)
 {
-    for (int j = 0; j < n; j += LANES) {
-        const char *keys[LANES];
-        const int live = least(LANES, n - j);
-        for (int k = 0; k < LANES; ++k) keys[k] = K + (j + least(k, live - 1)) * row;
-        touch(keys[0], row, live, D * size_of(kind));
-        for (int i = 0; i < queries; i += FEW_ROWS) {
-            const ptrdiff_t ahead = i ? 0 : QKVC_BLOCK * row;
-#define SCORES(rows) few_scores_keys(rows, kind, Q + i * SEGMENT, queries * SEGMENT, keys, ahead, D, S + i * QKVC_BLOCK + j)
-            ONE_TO_FEW(least(queries - i, FEW_ROWS), SCORES)
+    for (int i = 0; i < queries; i += FEW_ROWS) {
+#define SCORES(rows) few_scores_rows(rows, kind, Q + i * SEGMENT, queries * SEGMENT, D, K, row, n, S + i * QKVC_BLOCK)
+        ONE_TO_FEW(least(queries - i, FEW_ROWS), SCORES)
 #undef SCORES
-        }
     }
 }
 
@@ -163,33 +214,39 @@ static INLINE REAL few_largest(REAL *S, int n, int whole)
     return largest;
 }
 
-/* Four rows side by side: an addition waits for the one before it. */
-static INLINE void few_sums(const int rows, const REAL *P, int n, REAL *l)
+/* The sum of each segment of P, LANES of them side by side: one after the other the additions would wait for one another. */
+static INLINE void few_segment_sums(const REAL *P, int segments, REAL *sums)
 {
-    REAL total[4] = {0};
-    for (int j = 0; j < n;) {
-        REAL sum[4] = {0};
-        for (const int end = least(n, j + SEGMENT); j < end; ++j)
-            UNROLL for (int i = 0; i < rows; ++i) sum[i] += P[i * QKVC_BLOCK + j];
-        UNROLL for (int i = 0; i < rows; ++i) total[i] += sum[i];
+    for (int s = 0; s < segments; s += LANES) {
+        vec sum = v_set1(0);
+        UNROLL for (int c = 0; c < SEGMENT; c += LANES) {
+            vec t[LANES];
+            UNROLL for (int k = 0; k < LANES; ++k) t[k] = v_load(P + (s + k) * SEGMENT + c);
+            v_transpose(t);
+            UNROLL for (int k = 0; k < LANES; ++k) sum = v_add(sum, t[k]);
+        }
+        v_store(sums + s, sum);
     }
-    UNROLL for (int i = 0; i < rows; ++i) l[i] = total[i];
 }
 
 /* Along the rows, from nothing. */
 static void few_softmax(void *S_, int queries, int n, void *m, void *l)
 {
+    enum { SEGMENTS = QKVC_BLOCK / SEGMENT };
+    REAL sums[QKVC_FEW * SEGMENTS];
     for (int i = 0; i < queries; ++i) {
         REAL *S = (REAL *)S_ + i * QKVC_BLOCK;
-        const REAL mb = few_largest(S, n, LANES);
+        const REAL mb = few_largest(S, n, SEGMENT);
         const vec shift = v_set1(mb == -INFINITE ? 0 : mb);
-        for (int j = 0; j < n; j += LANES) v_store(S + j, v_exp2(v_sub(v_load(S + j), shift)));
+        for (int j = 0; j < n; j += SEGMENT)
+            UNROLL for (int c = j; c < j + SEGMENT; c += LANES) v_store(S + c, v_exp2(v_sub(v_load(S + c), shift)));
         ((REAL *)m)[i] = mb;
     }
-    for (int i = 0; i < queries; i += 4) {
-#define SUMS(rows) few_sums(rows, (const REAL *)S_ + i * QKVC_BLOCK, n, (REAL *)l + i)
-        ONE_TO_4(least(queries - i, 4), SUMS)
-#undef SUMS
+    few_segment_sums(S_, queries * SEGMENTS, sums);
+    for (int i = 0; i < queries; ++i) {
+        REAL total = 0;
+        for (int s = 0; s * SEGMENT < n; ++s) total += sums[i * SEGMENTS + s];
+        ((REAL *)l)[i] = total;
     }
 }
 
@@ -251,7 +308,7 @@ static INLINE void few_values_of(const int kind, const REAL *P, const int apart,
 
 static void few_values(const void *P, int queries, const void *V, ptrdiff_t row, int kind, int Dv, int n, void *O)
 {
-    const int strips = Dv > (queries == 1 ? 2 : 1) * FEW_VECS * LANES; /* a single one is in address order itself */
+    const int strips = Dv > FEW_VECS * LANES; /* a single one is in address order itself */
 #define VALUES(kind) few_values_of(kind, P, QKVC_BLOCK, SEGMENT, queries, V, row * size_of(kind), strips, strips * QKVC_BLOCK, Dv, n, O)
     EACH_KIND(kind, VALUES)
 #undef VALUES
@@ -312,6 +369,16 @@ static INLINE void few_project_segment(const int tokens, const REAL *Q, const ve
     UNROLL for (int i = 0; i < tokens; ++i) sum[i] = v_add(sum[i], acc[i]);
 }
 
+/* LANES columns of LANES rows, from e on, of which n are there; zero behind them */
+static INLINE void few_square(const char *const *W, ptrdiff_t e, const int n, vec square[LANES])
+{
+    UNROLL for (int k = 0; k < LANES; ++k) {
+        const REAL *x = (const REAL *)(const void *)W[k] + e;
+        square[k] = n >= LANES ? v_load(x) : v_load_n(x, n);
+    }
+    v_transpose(square);
+}
+
 /* Y[i] += Q[i] . W of LANES rows, block by block: they lie in the lanes, as keys do.
  *
  * Squares begin where a cache line does.  Rows that are a multiple of 4096 bytes apart share a set of L1, which holds half of them: a line
@@ -334,8 +401,8 @@ static INLINE void few_project_rows(const REAL *Q, int tokens, int E, const char
             UNROLL for (int k = 0; k < LANES; ++k)
                 for (int c = 0; c < SEGMENT; c += LINE) __builtin_prefetch((const REAL *)(const void *)W[k] + ahead + d + c, 0, 2);
             while (done < least(d + SEGMENT, cols)) {
-                if (e + done + LANES <= E) few_square(QKVC_REAL, W, e + done, LANES, T + done);
-                else few_square(QKVC_REAL, W, e + done, E - e - done, T + done);
+                if (e + done + LANES <= E) few_square(W, e + done, LANES, T + done);
+                else few_square(W, e + done, E - e - done, T + done);
                 done += LANES - (e + done ? 0 : (int)((uintptr_t)W[0] / sizeof(REAL) % LANES));
             }
             for (int i = 0; i < tokens; i += FEW_ROWS, q += FEW_ROWS * SEGMENT) {

@@ -102,3 +102,7 @@ static INLINE void v_transpose(vec t[LANES])
         t[i + HALF] = (vec)_mm256_permute2f128_ps((__m256)s[i], (__m256)s[i + HALF], 0x31);
     }
 }
+
+static INLINE vec v_load_halves(const REAL *a, const REAL *b) { return (vec)_mm256_loadu2_m128((const float *)b, (const float *)a); }
+static INLINE void v_zip(vec *a, vec *b) { const vec x = *a; *a = V(unpacklo)(x, *b), *b = V(unpackhi)(x, *b); }
+#define v_trade v_zip /* wanted by nobody: half a vector is a quarter of a square */

@@ -103,3 +103,10 @@ static INLINE void v_transpose(vec t[LANES])
     }
     for (int i = 0; i < LANES; ++i) t[i] = s[i];
 }
+
+static INLINE vec v_load_halves(const REAL *a, const REAL *b)
+{
+    return (vec)_mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps((const float *)a)), _mm256_loadu_ps((const float *)b), 1);
+}
+static INLINE void v_zip(vec *a, vec *b) { const vec x = *a; *a = V(unpacklo)(x, *b), *b = V(unpackhi)(x, *b); }
+static INLINE void v_trade(vec *a, vec *b) { const vec x = *a; *a = QUARTERS(x, *b, 0x88), *b = QUARTERS(x, *b, 0xdd); }

@@ -89,3 +89,7 @@ static INLINE void v_transpose(vec t[LANES])
     }
     for (int i = 0; i < LANES; ++i) t[i] = s[i];
 }
+
+static INLINE vec v_load_halves(const REAL *a, const REAL *b) { return V(vcombine)(V(vld1)(a), V(vld1)(b)); }
+static INLINE void v_zip(vec *a, vec *b) { const vec x = *a; *a = V(vtrn1q)(x, *b), *b = V(vtrn2q)(x, *b); }
+#define v_trade v_zip /* wanted by nobody: half a vector is a quarter of a square */

@@ -108,3 +108,10 @@ static INLINE void v_transpose(vec t[LANES])
     for (int i = 0; i < LANES; ++i) s[i] = (vec)EACH(COLUMN);
     for (int i = 0; i < LANES; ++i) t[i] = s[i];
 }
+
+#define HALVES(i) (i < LANES / 2 ? a : b)[i % (LANES / 2)]
+static INLINE vec v_load_halves(const REAL *a, const REAL *b) { return (vec)EACH(HALVES); }
+#define EVEN(i) (*(i % 2 ? b : a))[i & ~1]
+#define ODD(i) (*(i % 2 ? b : a))[i | 1]
+static INLINE void v_zip(vec *a, vec *b) { const vec x = EACH(EVEN), y = EACH(ODD); *a = x, *b = y; }
+#define v_trade v_zip /* wanted by nobody: half a vector is a quarter of a square */
