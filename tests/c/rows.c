@@ -1,6 +1,7 @@
-/* The kernels whose vectors lie along rows, on every kernel set this CPU can run, in every dtype: few queries against a block, to the bits
- * of the tile kernels and near plain loops in long double; a head's norm and turn, to the bits of docs/arithmetic.md; rows gathered and
- * shortened through strides.  No Python: `make kernels` runs it here and `make neon` on an emulated AArch64. */
+/* The kernels whose vectors lie along rows, on every kernel set this CPU can run, in every dtype: few queries against a block, and few tokens
+ * against a weight, to the bits of the tile kernels and near plain loops in long double; a head's norm and turn, to the bits of
+ * docs/arithmetic.md; rows gathered and shortened through strides.  No Python: `make kernels` runs it here and `make neon` on an emulated
+ * AArch64. */
 #include "check.h"
 
 #include <stdlib.h>
@@ -135,6 +136,42 @@ static void check_few(const Set *kn, const struct few *c)
             expect(kn, "few_store, of a NaN or inf", i, kn->few_store(FO, c->Dv, alpha, c->queries, to_row, col), 0, 0);
             put(kn, FO, where, x);
         }
+    }
+}
+
+/* Few tokens, with columns of x apart or not, before a weight whose rows or columns are adjacent: NaN behind each, the first number anywhere
+ * in a cache line */
+static void check_project(const Set *kn, int tokens, int E, int N, int turned)
+{
+    enum { MAX_E = 300, MAX_N = 100 };
+    static double x[QKVC_FEW * 2 * MAX_E], weight[(MAX_E + PAD) * (MAX_N + PAD) + QKVC_FEW], bias[MAX_N], X[QKVC_FEW * (MAX_E + ROOM)];
+    static double XT[MAX_E * MAX_TILE], YT[MAX_N * MAX_TILE], sum[QKVC_FEW * (MAX_N + ROOM)], Y[QKVC_FEW * (MAX_N + ROOM) + 1];
+    const int lanes = kn->lanes, tile = lanes * kn->vecs, width = (N + lanes - 1) / lanes * lanes, col = 1 + tokens % 2;
+    const int across = turned ? N : E, row = across + PAD, rs = turned ? 1 : row, cs = turned ? row : 1;
+    const void *const begin = at(kn, weight, tokens), *const added = E % 2 ? bias : NULL;
+    const void *rows[QKVC_FEW + MAX_TILE];
+    fill(kn, x, tokens * col * E, 1, 75), fill(kn, weight, tokens + (turned ? E : N) * row, 1, 76), fill(kn, bias, N, 1, 77);
+    for (int i = 0; i < (turned ? E : N); ++i)
+        for (int c = across; c < row; ++c) put(kn, weight, tokens + i * row + c, NAN);
+    for (int i = 0; i < QKVC_FEW + MAX_TILE; ++i) rows[i] = at(kn, x, (i < tokens ? i : tokens - 1) * col * E);
+    for (int i = 0; i < tokens * width; ++i) put(kn, Y, i, i % 7 - 3);
+    put(kn, Y, tokens * width, UNTOUCHED);
+    kn->few_pack(rows, col, E, 1, tokens, X);
+    kn->few_project(X, tokens, E, begin, rs, cs, N, added, sum, Y);
+    expect(kn, "few_project, past its end", tokens * width, get(kn, Y, tokens * width), UNTOUCHED, 0);
+    for (int first = 0; first < tokens; first += tile) {
+        const int here = tokens - first < tile ? tokens - first : tile, vecs = (here + lanes - 1) / lanes;
+        for (int n = 0; n < N; ++n)
+            for (int i = 0; i < tile; ++i) put(kn, YT, n * tile + i, ((first + i) * width + n) % 7 - 3);
+        kn->pack(rows + first, col, E, 1, vecs, XT);
+        kn->project(begin, rs, cs, N, E, XT, vecs, added, YT);
+        for (int i = first; i < first + here; ++i)
+            for (int n = 0; n < N; ++n) {
+                wide want = (i * width + n) % 7 - 3 + (added ? (wide)get(kn, bias, n) : 0);
+                for (int e = 0; e < E; ++e) want += (wide)get(kn, rows[i], e * col) * get(kn, begin, n * rs + e * cs);
+                expect(kn, "few_project", i * width + n, get(kn, Y, i * width + n), want, (16 * sqrt(E) + 4) * epsilon(kn));
+                expect_same(kn, "few_project", at(kn, Y, i * width + n), at(kn, YT, n * tile + i - first), 1);
+            }
     }
 }
 
@@ -287,6 +324,7 @@ static void check_gather_pairs(const Set *kn, int rows, int cols, int row, int c
 static void check_set(const Set *kn)
 {
     static const int widths[] = {1, 16, 40, 7, 33, 64, 80}, keys[] = {1, 16, 31, 100, 127, 128}, strides[] = {1, 3, -1, 0};
+    static const int depths[] = {1, 15, 16, 100, 128, 129, 257, 300}, across[] = {1, 16, 33, 100};
     const int tile = kn->lanes * kn->vecs;
     worst = 0;
     for (int queries = 1; queries <= QKVC_FEW && queries <= tile; ++queries)
@@ -296,6 +334,10 @@ static void check_set(const Set *kn)
                 check_few(kn, &c);
                 if (kn->few_pack_bytes && kn->kind == QKVC_REAL) check_few_bytes(kn, &c);
             }
+    if (kn->kind == QKVC_REAL)
+        for (int tokens = 1; tokens <= QKVC_FEW; ++tokens)
+            for (int i = 0; i < 8; ++i)
+                for (int turned = 0; turned < 2; ++turned) check_project(kn, tokens, depths[i], across[(i + tokens / 2) % 4], turned);
     for (int i = 0; i < 7; ++i)
         for (int j = 0; j < 4; ++j) {
             const int rows = 1 + 2 * i % 9, row = (i % 2 ? 2 : -2) * MAX_D + 5;
