@@ -96,8 +96,7 @@ static INLINE vec load_halves_of(const int kind, const void *a, const void *b, p
 #if REAL_SIZE == 4
     uint16_t t[LANES];
     if (kind != QKVC_REAL && n >= HALF) {
-        __builtin_memcpy(t, (const uint16_t *)a + d, sizeof t / 2);
-        __builtin_memcpy(t + HALF, (const uint16_t *)b + d, sizeof t / 2);
+        v_join(t, (const uint16_t *)a + d, (const uint16_t *)b + d);
         return load_of(kind, t, 0);
     }
 #endif

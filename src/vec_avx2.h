@@ -104,5 +104,9 @@ static INLINE void v_transpose(vec t[LANES])
 }
 
 static INLINE vec v_load_halves(const REAL *a, const REAL *b) { return (vec)_mm256_loadu2_m128((const float *)b, (const float *)a); }
+static INLINE void v_join(uint16_t *to, const uint16_t *a, const uint16_t *b) /* stored at once: pieces are not forwarded to a load */
+{
+    _mm_storeu_si128((__m128i *)to, _mm_unpacklo_epi64(_mm_loadl_epi64((const __m128i *)a), _mm_loadl_epi64((const __m128i *)b)));
+}
 static INLINE void v_zip(vec *a, vec *b) { const vec x = *a; *a = V(unpacklo)(x, *b), *b = V(unpackhi)(x, *b); }
 #define v_trade v_zip /* wanted by nobody: half a vector is a quarter of a square */

@@ -108,5 +108,9 @@ static INLINE vec v_load_halves(const REAL *a, const REAL *b)
 {
     return (vec)_mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps((const float *)a)), _mm256_loadu_ps((const float *)b), 1);
 }
+static INLINE void v_join(uint16_t *to, const uint16_t *a, const uint16_t *b) /* stored at once: pieces are not forwarded to a load */
+{
+    _mm256_storeu_si256((__m256i *)to, _mm256_loadu2_m128i((const __m128i *)b, (const __m128i *)a));
+}
 static INLINE void v_zip(vec *a, vec *b) { const vec x = *a; *a = V(unpacklo)(x, *b), *b = V(unpackhi)(x, *b); }
 static INLINE void v_trade(vec *a, vec *b) { const vec x = *a; *a = QUARTERS(x, *b, 0x88), *b = QUARTERS(x, *b, 0xdd); }

@@ -91,5 +91,9 @@ static INLINE void v_transpose(vec t[LANES])
 }
 
 static INLINE vec v_load_halves(const REAL *a, const REAL *b) { return V(vcombine)(V(vld1)(a), V(vld1)(b)); }
+static INLINE void v_join(uint16_t *to, const uint16_t *a, const uint16_t *b)
+{
+    for (int i = 0; i < LANES / 2; ++i) to[i] = a[i], to[i + LANES / 2] = b[i];
+}
 static INLINE void v_zip(vec *a, vec *b) { const vec x = *a; *a = V(vtrn1q)(x, *b), *b = V(vtrn2q)(x, *b); }
 #define v_trade v_zip /* wanted by nobody: half a vector is a quarter of a square */

@@ -111,6 +111,10 @@ static INLINE void v_transpose(vec t[LANES])
 
 #define HALVES(i) (i < LANES / 2 ? a : b)[i % (LANES / 2)]
 static INLINE vec v_load_halves(const REAL *a, const REAL *b) { return (vec)EACH(HALVES); }
+static INLINE void v_join(uint16_t *to, const uint16_t *a, const uint16_t *b)
+{
+    for (int i = 0; i < LANES / 2; ++i) to[i] = a[i], to[i + LANES / 2] = b[i];
+}
 #define EVEN(i) (*(i % 2 ? b : a))[i & ~1]
 #define ODD(i) (*(i % 2 ? b : a))[i | 1]
 static INLINE void v_zip(vec *a, vec *b) { const vec x = EACH(EVEN), y = EACH(ODD); *a = x, *b = y; }

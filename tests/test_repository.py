@@ -42,7 +42,7 @@ def test_small_files(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "src").glob("vec_*.h")), ids=name)
 def test_an_instruction_set_is_a_small_vocabulary(path: Path) -> None:
-    assert path.read_text().count("\n") <= 117
+    assert path.read_text().count("\n") <= 121
 
 
 @pytest.mark.parametrize("path", C, ids=name)
