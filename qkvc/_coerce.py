@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qkvc._kernels import undisturbed
+from qkvc._kernels import bfloat16_bits, undisturbed
 
 _FLOAT32 = np.dtype(np.float32)
 _FAR = 1e30  # a number of an option, or its reciprocal: beyond, products with log2(e) and distances leave float32
@@ -85,19 +85,13 @@ def as_operands(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any, np.dty
     return given[0], given[1], None if value is None else given[2], dtype
 
 
-def as_precision(precision: Any, dtype: np.dtype[Any], operands: tuple[Any, ...]) -> list[Any]:
-    """Query, key and value rounded to bfloat16, as its bits, so that ml_dtypes need not be there."""
+def as_precision(precision: Any, dtype: np.dtype[Any], operands: tuple[Any, ...], num_threads: int | None) -> list[Any]:
+    """Query, key and value rounded to bfloat16, as its bits."""
     if precision != "bf16":
         raise ValueError(bad("precision", '"bf16" or None', repr(precision)))
     if dtype == np.float64:
         raise ValueError(bad("precision", "None where query, key or value is float64", '"bf16"'))
-    return [_bfloat16_bits(x.astype(np.float32, copy=False)) for x in operands]
-
-
-def _bfloat16_bits(x: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """To nearest even; NaN stays NaN."""
-    bits = np.asarray(x, order="C").view(np.uint32)
-    return np.where(np.isnan(x), 0x7FC0, (bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+    return [bfloat16_bits(np.ravel(x).astype(np.float32, copy=False), num_threads).reshape(x.shape) for x in operands]
 
 
 def as_mask(x: Any) -> NDArray[np.bool_]:

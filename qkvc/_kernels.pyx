@@ -1,6 +1,6 @@
 """The kernel sets, the thread pool and their controls.  All of src/ is linked into this extension and no other."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint16_t, uint64_t
 
 import os
 from time import perf_counter
@@ -202,6 +202,39 @@ def read_rate(const float[::1] x, int num_threads):
         run(reading_task, NULL, &reading, tasks, threads)
     end = perf_counter()
     return tasks * reading.n * sizeof(float) / (end - start) / 1e9, sum(sums)
+
+
+# ------------------------------------------------------------------------------------------------------------------------ bfloat16
+
+cdef enum:
+    ROUNDED = 1 << 14   # numbers of a task, 96 KB
+
+
+cdef struct Rounding:
+    const Kernels *kernels
+    const float *x
+    uint16_t *bits
+    Py_ssize_t n
+
+
+cdef void rounding_task(void *context, Py_ssize_t task, int worker) noexcept nogil:
+    cdef Rounding *r = <Rounding *>context
+    cdef Py_ssize_t first = task * ROUNDED
+    r.kernels.shorten(r.x + first, <int>min(ROUNDED, r.n - first), QKVC_BFLOAT16, r.bits + first, 1)
+
+
+def bfloat16_bits(const float[::1] x, num_threads):
+    """x rounded to bfloat16, as its bits, so that ml_dtypes need not be there; in NumPy it would take longer than the attention after it."""
+    cdef Rounding rounding
+    cdef int threads = threads_for(num_threads)
+    cdef uint16_t[::1] bits
+    out = np.empty(x.shape[0], np.uint16)
+    if x.shape[0]:
+        bits = out
+        rounding.kernels, rounding.x, rounding.bits, rounding.n = active, &x[0], &bits[0], x.shape[0]
+        with nogil:
+            run(rounding_task, NULL, &rounding, (rounding.n + ROUNDED - 1) // ROUNDED, threads)
+    return out
 
 
 # ----------------------------------------------------------------------------------------------------------------------- at import

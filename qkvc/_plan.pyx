@@ -318,7 +318,7 @@ cdef Plan make_plan(object query, object key, object value, object mask, object 
         plan.dtype = FLOAT64 if dtype == FLOAT64 else FLOAT32
         if precision is not None:
             given = query, key, value
-            query, key, value = as_precision(precision, dtype, given)
+            query, key, value = as_precision(precision, dtype, given, num_threads)
     p.item = plan.dtype.itemsize
     plan.place("query", query, &q, &p.query)
     plan.place("key", key, &k, &p.key)
