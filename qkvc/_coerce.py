@@ -26,6 +26,8 @@ def shape_text(x: Any) -> str:
 
 
 def as_array(name: str, x: Any, who: str = "attention") -> NDArray[Any]:
+    if type(x) is np.ndarray:
+        return x
     if x is None:
         raise TypeError(bad(name, "an array", "None", who))
     if isinstance(x, np.ma.MaskedArray):
