@@ -12,6 +12,9 @@ cdef extern from "kernels.h" nogil:
         QKVC_INT8
         QKVC_FEW
 
+    ctypedef struct AdamW "struct qkvc_adamw":
+        double clip, beta1, beta2, step, root, eps, keep
+
     ctypedef struct Kernels "struct qkvc_kernels":
         const char *name
         const char *dtype
@@ -45,6 +48,13 @@ cdef extern from "kernels.h" nogil:
         void (*norm)(void *Y, const void *R, int rows, int vecs, double eps, const void *weight, const void *bias) noexcept nogil
         void (*turn)(void *x, int width, const void *weight, double eps, int pairs, bint interleaved, const void *cos,
                      const void *sin) noexcept nogil
+        void (*norm_grad)(const void *x, const void *g, const void *weight, const void *also, int width, double eps, bint centred,
+                          void *dx, void *dweight, void *dbias) noexcept nogil
+        void (*gelu_grad)(const void *x, const void *g, Py_ssize_t n, void *dx) noexcept nogil
+        void (*swiglu)(const void *gate, const void *x, Py_ssize_t n, void *out) noexcept nogil
+        void (*swiglu_grad)(const void *gate, const void *x, const void *g, Py_ssize_t n, void *dgate, void *dx) noexcept nogil
+        double (*square_sum)(const void *x, int n) noexcept nogil
+        void (*adamw)(void *w, const void *grad, void *m, void *v, Py_ssize_t n, const AdamW *constants) noexcept nogil
         void (*few_pack)(const void *const *rows, Py_ssize_t col, int D, double scale, int queries, void *Q) noexcept nogil
         void (*few_scores)(const void *Q, int queries, int D, const void *K, Py_ssize_t row, int kind, int n, void *S) noexcept nogil
         void (*few_softmax)(void *S, int queries, int n, void *m_b, void *l_b) noexcept nogil

@@ -24,6 +24,11 @@
  * keys and values, as int8 with a float behind the columns of each row: what 1 stands for. */
 enum qkvc_kind { QKVC_REAL, QKVC_FLOAT16, QKVC_BFLOAT16, QKVC_INT8 };
 
+/* A step of AdamW: what the gradient, the weight and the square root are multiplied by, and how far the weight goes */
+struct qkvc_adamw {
+    double clip, beta1, beta2, step, root, eps, keep;
+};
+
 struct qkvc_kernels {
     const char *name;  /* "avx512bf16", "avx512", "avx2", "neon", "portable" */
     const char *dtype; /* "float32", "float64", "bfloat16" */
@@ -96,6 +101,24 @@ struct qkvc_kernels {
      * (x[i], x[i + pairs]), or (x[2 i], x[2 i + 1]) where they are interleaved, is turned by the angle of cos[i] and sin[i].  What lies
      * behind the pairs stays. */
     void (*turn)(void *x, int width, const void *weight, double eps, int pairs, int interleaved, const void *cos, const void *sin);
+
+    /* Gradients, along rows of `width` adjacent numbers.  Of norm(x) * weight + bias: dx, to which `also` is added unless it is NULL;
+     * dweight and, where x is centred as `norm` does it, dbias grow by this row's share. */
+    void (*norm_grad)(const void *x, const void *g, const void *weight, const void *also, int width, double eps, int centred, void *dx,
+                      void *dweight, void *dbias);
+
+    /* dx[i] = g[i] (x Phi(x))'; NULL for float64 */
+    void (*gelu_grad)(const void *x, const void *g, ptrdiff_t n, void *dx);
+
+    /* out[i] = silu(gate[i]) x[i] with silu(a) = a / (1 + exp(-a)), and its gradients; dgate and dx may lie where gate and x do */
+    void (*swiglu)(const void *gate, const void *x, ptrdiff_t n, void *out);
+    void (*swiglu_grad)(const void *gate, const void *x, const void *g, ptrdiff_t n, void *dgate, void *dx);
+
+    /* sum of x[i]^2 */
+    double (*square_sum)(const void *x, int n);
+
+    /* m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2, w = keep w - step m / (root sqrt(v) + eps), with g = clip grad */
+    void (*adamw)(void *w, const void *grad, void *m, void *v, ptrdiff_t n, const struct qkvc_adamw *constants);
 
     /* Is every number of O and l finite, and every l above zero? */
     int (*finite)(const void *O, int Dv, const void *l, int vecs);

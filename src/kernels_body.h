@@ -33,6 +33,7 @@ static INLINE int larger(int a, int b) { return a > b ? a : b; }
 #include "storage_body.h"
 #include "scores_body.h"
 #include "layers_body.h"
+#include "learn_body.h"
 
 /* ---------------------------------------------------------------------------------------------------------------- the product */
 
@@ -302,6 +303,12 @@ const struct qkvc_kernels TABLE = {
     .gelu = GELU,
     .norm = norm,
     .turn = turn,
+    .norm_grad = norm_grad,
+    .gelu_grad = GELU_GRAD,
+    .swiglu = swiglu,
+    .swiglu_grad = swiglu_grad,
+    .square_sum = square_sum,
+    .adamw = adamw,
     .few_pack = few_pack,
     .few_scores = few_scores,
     .few_softmax = few_softmax,

@@ -9,6 +9,14 @@ static INLINE void square_in(const REAL *const *rows, ptrdiff_t c, vec scale, RE
     UNROLL for (int i = 0; i < LANES; ++i) v_store(to + i * TILE, v_mul(t[i], scale));
 }
 
+/* Are these rows columns of a row-major array? */
+static INLINE int adjacent(const REAL *const *rows)
+{
+    int i = 1;
+    while (i < LANES && rows[i] == rows[0] + i) ++i;
+    return i == LANES;
+}
+
 static void pack(const void *const *rows_, ptrdiff_t col, int cols, double scale_, int vecs, void *panel)
 {
     const REAL *const *rows = (const REAL *const *)rows_;
@@ -18,6 +26,8 @@ static void pack(const void *const *rows_, ptrdiff_t col, int cols, double scale
         int c = 0;
         if (col == 1)
             for (; c + LANES <= cols; c += LANES) square_in(rows, c, scale, to + c * TILE);
+        else if (adjacent(rows))
+            for (; c < cols; ++c) v_store(to + c * TILE, v_mul(v_load(rows[0] + c * col), scale));
         for (; c < cols; ++c) {
             REAL t[LANES];
             for (int i = 0; i < LANES; ++i) t[i] = rows[i][c * col];
