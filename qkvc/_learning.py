@@ -122,4 +122,5 @@ def _summed(grad: Array, tokens: tuple[int, ...]) -> Array:
         return grad
     extra = grad.ndim - 2 - len(tokens)
     grad = grad.sum(axis=tuple(range(extra)))
-    return grad.sum(axis=tuple(i for i, n in enumerate(tokens) if n != grad.shape[i]), keepdims=True)
+    summed: Array = grad.sum(axis=tuple(i for i, n in enumerate(tokens) if n != grad.shape[i]), keepdims=True)
+    return summed

@@ -40,7 +40,16 @@ class Grads(NamedTuple):
 
 
 def attention_backward(
-    grad_out: Array, query: Array, key: Array, value: Array, out: Array, lse: Array, *, layout: str, num_threads: int | None, causal: bool = False
+    grad_out: Array,
+    query: Array,
+    key: Array,
+    value: Array,
+    out: Array,
+    lse: Array,
+    *,
+    layout: str,
+    num_threads: int | None,
+    causal: bool = False,
 ) -> Grads:
     q, k, v, g = (np.swapaxes(x, -3, -2) for x in (query, key, value, grad_out))
     group = q.shape[-3] // k.shape[-3]

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from qkvc._coerce import bad
 from qkvc.nn.attention import SelfAttention
 from qkvc.nn.feed_forward import FeedForward
 from qkvc.nn.layer import Array, Layer
 from qkvc.nn.norm import LayerNorm, RMSNorm
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
 
 
 class TransformerBlock(Layer):
@@ -37,7 +32,7 @@ class TransformerBlock(Layer):
         self.norm_1, self.norm_2 = norms
         self.attention, self.feed_forward = attention, feed_forward
 
-    def forward(self, x: ArrayLike, /) -> Array:
+    def forward(self, x: Array, /) -> Array:
         """(..., L, E) to (..., L, E)."""
         between = self.attention.forward(self.norm_1.forward(x), plus=x)
         return self.feed_forward.forward(self.norm_2.forward(between), plus=between)

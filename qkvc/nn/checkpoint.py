@@ -22,8 +22,8 @@ def _checksum(tensors: Mapping[str, Array], about: str) -> str:
     """CRC-32 of everything in the file, names and shapes included."""
     sum_ = zlib.crc32(about.encode())
     for name in sorted(tensors):
-        x = np.ascontiguousarray(tensors[name])
-        sum_ = zlib.crc32(x.reshape(-1).view(np.uint8), zlib.crc32(f"{name} {x.dtype} {x.shape}".encode(), sum_))
+        x = tensors[name]
+        sum_ = zlib.crc32(x.tobytes(), zlib.crc32(f"{name} {x.dtype} {x.shape}".encode(), sum_))
     return f"{sum_:08x}"
 
 
@@ -99,7 +99,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dic
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
     except SafetensorError as error:
-        raise DamagedCheckpoint(f"load_checkpoint: path: expected a whole checkpoint, got {path}, of which safetensors says: {error}") from None
+        raise DamagedCheckpoint(
+            f"load_checkpoint: path: expected a whole checkpoint, got {path}, of which safetensors says: {error}"
+        ) from None
     text = metadata.get("about", "")
     if metadata.get("crc32") != _checksum(tensors, text):
         raise DamagedCheckpoint(f"load_checkpoint: path: expected a checkpoint as it was written, got {path}, whose checksum differs")

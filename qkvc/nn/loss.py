@@ -20,7 +20,7 @@ class Loss(NamedTuple):
 
     value: float  # the mean over the targets that count; NaN where there is none
     grad: Array  # of the mean, with respect to the logits
-    count: int  # of the targets that count
+    counted: int  # how many targets these are
 
 
 def cross_entropy(logits: ArrayLike, targets: ArrayLike, *, ignore_index: int = -100) -> Loss:
@@ -37,7 +37,7 @@ def cross_entropy(logits: ArrayLike, targets: ArrayLike, *, ignore_index: int = 
 
     Returns
     -------
-    Loss(value, grad, count)
+    Loss(value, grad, counted)
         The losses of rows are computed from the row's maximum and its sum of exponentials, added exactly (Shewchuk, 1997), and rounded.
 
     Raises
@@ -47,7 +47,7 @@ def cross_entropy(logits: ArrayLike, targets: ArrayLike, *, ignore_index: int = 
 
     Notes
     -----
-    grad = (softmax(logits) - one_hot(targets)) / count.
+    grad = (softmax(logits) - one_hot(targets)) / counted.
 
     Examples
     --------
@@ -58,7 +58,9 @@ def cross_entropy(logits: ArrayLike, targets: ArrayLike, *, ignore_index: int = 
     """
     scores = as_real("logits", logits, "cross_entropy")
     if scores.ndim == 0 or np.shape(targets) != scores.shape[:-1]:
-        raise ValueError(bad("targets", f"shape {scores.shape[:-1]} for logits of {shape_text(scores)}", shape_text(targets), "cross_entropy"))
+        raise ValueError(
+            bad("targets", f"shape {scores.shape[:-1]} for logits of {shape_text(scores)}", shape_text(targets), "cross_entropy")
+        )
     which: Any = integers_within("targets", targets, min(0, ignore_index), max(scores.shape[-1] - 1, ignore_index), "cross_entropy")
     counted = which != ignore_index
     integers_within("targets", which[counted], 0, scores.shape[-1] - 1, "cross_entropy")
