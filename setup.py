@@ -50,6 +50,7 @@ setup(
             extension("_tile", []),
             extension("_decode", []),
             extension("_attention", []),
+            extension("_backtile", []),
             extension("_backward", []),
             extension("_inside", []),
             extension("_parts", []),

@@ -26,5 +26,13 @@ def backward_arrays(
     needs: frozenset[str],
     num_threads: Any,
     starts: Any = None,
-) -> tuple[NDArray[Any] | None, NDArray[Any] | None, NDArray[Any] | None, None, NDArray[Any], NDArray[Any], NDArray[Any] | None]: ...
+) -> tuple[
+    NDArray[Any] | None,
+    NDArray[Any] | None,
+    NDArray[Any] | None,
+    NDArray[Any] | None,
+    NDArray[Any],
+    NDArray[Any],
+    NDArray[Any] | None,
+]: ...
 def folded(x: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]: ...

@@ -7,41 +7,25 @@ dK and dV are sums over queries.  Their order is fixed by lengths alone: a chain
 to groups, of which there are at most GROUPS, and groups to the whole (docs/arithmetic.md, clause 10).
 """
 
-from libc.math cimport INFINITY
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
 import numpy as np
 
-from qkvc._coerce import as_like, as_operands, bad, shape_text
+from qkvc._coerce import as_like, as_operands, bad
 
-from qkvc._kernels cimport QKVC_BLOCK, QKVC_MAX_VECS, QKVC_REAL, Kernels, Task
+from qkvc._backtile cimport Desk, Gradients, back, desk_of, differentiate, over, prepare, store_query
+from qkvc._cut cimport cut
+from qkvc._kernels cimport QKVC_BLOCK, QKVC_MAX_VECS, QKVC_REAL, Kernels
 from qkvc._plan cimport Plan, Problem, Run, View, data_of, make_plan, set_strides
-from qkvc._tile cimport (
-    MAX_TILE,
-    Block,
-    Lanes,
-    Scratch,
-    Tile,
-    batch_offset,
-    carve,
-    get,
-    lay_out,
-    look,
-    note_allowed,
-    put,
-    run_of,
-    score,
-    scratch_of,
-)
-from qkvc._workers cimport Job, hire, interrupted, padded, perform, slot
+from qkvc._tile cimport MAX_TILE, Block, Scratch, Tile, batch_offset, get, lay_out, note_allowed, run_of, scratch_of
+from qkvc._workers cimport Job, interrupted, padded
 
 cdef extern from "fpenv.h" nogil:
     uint64_t qkvc_fp_enter()
     void qkvc_fp_leave(uint64_t before)
 
 cdef str WHO = "attention_backward"
-cdef double LOG2_E = 1.4426950408889634
 
 cdef enum:
     STRIPE = 512    # queries of a chain, nearly
@@ -49,34 +33,6 @@ cdef enum:
     GROUPS = 8      # of stripes: so many parts of dK and dV there are at most
     ENOUGH = 4      # heads for each thread: fewer are cut into their groups
 
-
-cdef struct Gradients:
-    View grad_out, out, query, key, value  # the last three are dQ, dK and dV, without data where nobody wants them
-    const char *lse            # reals (batch, heads, Lq)
-    const char *grad_lse       # ... or NULL
-    char *dots                 # ... sums over columns of dO O
-    Py_ssize_t Q_width         # D and Dv in whole vectors
-    Py_ssize_t O_width
-    Py_ssize_t pitch           # of a row of dK and dV, side by side
-    Py_ssize_t groups          # at most, of any batch item
-    int64_t keys               # ... of any
-    Py_ssize_t slab            # bytes of a group's part
-    char *slabs                # of all heads; NULL: a worker has those of one head
-    Py_ssize_t offset          # where its Desk lies in a worker's share
-
-
-# What a worker has besides Scratch.
-cdef struct Desk:
-    char *OT         # [Dv][tile], then dOT
-    char *dOT
-    char *dP         # [W][tile], then dS
-    char *dQ         # [D][tile]
-    char *Q          # [tile][Q_width]
-    char *dO         # [tile][O_width]
-    char *stripe     # one more part
-    char *slabs      # groups' parts, unless all heads' are together
-    char *spare      # a row of dK or dV
-    Lanes lse, delta, one, scale
 
 # Which keys a part of dK and dV has; its rows follow, counted from key 0.
 cdef struct Part:
@@ -87,134 +43,37 @@ cdef inline char *rows_of(Part *part) noexcept nogil:
     return <char *>part + 64
 
 
-cdef inline Py_ssize_t over(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
-    return (n + size - 1) // size
-
-
-cdef size_t furnish(const Problem *p, const Gradients *g, char *memory) noexcept nogil:
-    """Lay a worker's Desk out, and say how large it is; without memory, only say it."""
-    cdef Desk measured
-    cdef Desk *r = <Desk *>memory if memory != NULL else &measured
-    cdef size_t tile = p.kernels.lanes * p.kernels.vecs, row = tile * p.item, keys = min(g.keys, QKVC_BLOCK), at = 0
-    slot(memory, &at, sizeof(Desk))
-    r.OT = slot(memory, &at, row * p.Dv)
-    r.dOT = slot(memory, &at, row * p.Dv)
-    r.dP = slot(memory, &at, row * keys)
-    r.dQ = slot(memory, &at, row * p.D)
-    r.Q = slot(memory, &at, row * g.Q_width)
-    r.dO = slot(memory, &at, row * g.O_width)
-    r.stripe = slot(memory, &at, g.slab)
-    r.slabs = slot(memory, &at, 0 if g.slabs else g.groups * g.slab)
-    r.spare = slot(memory, &at, g.pitch * p.item)
-    return at
-
-
-cdef inline Desk *desk_of(const Job *job, int worker) noexcept nogil:
-    return <Desk *>(<char *>scratch_of(job, worker) + (<const Gradients *>job.extra).offset)
-
-
-# ---------------------------------------------------------------------------------------------------------------------------- a tile
-
-cdef void rows_in(const Problem *p, const View *view, const Tile *t, const void **row) noexcept nogil:
-    """Where the lanes' rows of an operand lie; lanes beyond the last query repeat it."""
-    cdef char *first = view.data + batch_offset(p, view, t.batch, p.first_query) * view.size
-    cdef Py_ssize_t i, at
-    for i in range(t.vecs * p.kernels.lanes):
-        at = t.row + min(i, t.queries - 1)
-        row[i] = first + ((t.kv_head * p.group + at % p.group) * view.head + at // p.group * view.row) * view.size
-
-
-cdef void bring(const Problem *p, const View *view, const Tile *t, Py_ssize_t columns, Py_ssize_t width, char *to,
-                const void **row) noexcept nogil:
-    """The lanes' rows as reals, side by side, `width` apart with zero behind the last column; `row` is where they are then."""
-    cdef Py_ssize_t i
-    rows_in(p, view, t, row)
-    memset(to, 0, <size_t>(t.queries * width * p.item))
-    for i in range(t.queries):
-        p.kernels.gather(row[i], 0, view.col, view.kind, 1, <int>columns, to + i * width * p.item)
-    for i in range(t.vecs * p.kernels.lanes):
-        row[i] = to + min(i, t.queries - 1) * width * p.item
-
-
-cdef void prepare(const Problem *p, const Gradients *g, Scratch *s, Desk *r, const Tile *t) noexcept nogil:
-    """QT and dOT, rows of Q and dO, lse in units of log2, delta = rowsum(dO O) - dlse, and dQ <- 0."""
-    cdef const Kernels *kn = p.kernels
-    cdef int lanes = t.vecs * kn.lanes, Dv = <int>p.Dv, i, c
-    cdef const void *row[MAX_TILE]
-    cdef char *dO
-    cdef double scale
-    bring(p, &g.out, t, p.Dv, g.O_width, r.dO, row)
-    kn.pack(row, 1, Dv, 1.0, t.vecs, r.OT)
-    bring(p, &g.grad_out, t, p.Dv, g.O_width, r.dO, row)
-    kn.pack(row, 1, Dv, 1.0, t.vecs, r.dOT)
-    kn.back_delta(r.OT, r.dOT, Dv, t.vecs, r.delta)
-    for i in range(t.queries):
-        put(p, g.dots, s.index[i], get(p, r.delta, i))
-    if p.head_scale:
-        for i in range(t.queries):
-            dO, scale = <char *>row[i], p.head_scale[s.head[i]]
-            for c in range(Dv):
-                put(p, dO, c, get(p, dO, c) * scale)
-        kn.pack(row, 1, Dv, 1.0, t.vecs, r.dOT)
-    bring(p, &p.query, t, p.D, g.Q_width, r.Q, row)
-    kn.pack(row, 1, <int>p.D, p.scale * p.unit, t.vecs, s.QT)
-    for i in range(lanes):
-        put(p, r.lse, i, get(p, g.lse, s.index[i]) * LOG2_E)
-        put(p, r.one, i, 1)
-        put(p, r.scale, i, p.scale)
-        if g.grad_lse:
-            put(p, r.delta, i, get(p, r.delta, i) - get(p, g.grad_lse, s.index[i]))
-    memset(r.dQ, 0, <size_t>(kn.lanes * kn.vecs * p.D * p.item))
-
-
 cdef void walk_back(Job *job, Scratch *s, Desk *r, const Tile *t, int worker, bint careful, char *part) noexcept nogil:
     """One tile of queries against every block of keys that it may see: its dQ, and what it adds to dK and dV."""
     cdef const Problem *p = <const Problem *>job.problem
     cdef const Gradients *g = <const Gradients *>job.extra
     cdef const Kernels *kn = p.kernels
-    cdef int D = <int>p.D, Dv = <int>p.Dv, Q_width = <int>g.Q_width, O_width = <int>g.O_width, n = t.queries
+    cdef int D = <int>p.D, Q_width = <int>g.Q_width, O_width = <int>g.O_width, n = t.queries
     cdef int[QKVC_MAX_VECS] depth
     cdef char *dK
     cdef char *dV
     cdef Block b
     cdef int64_t i
+
+    prepare(p, g, s, r, t)                                                          # QT, dOT, delta <- rowsum(dO O) - dlse, dQ <- 0
     for i in range(t.block, t.blocks):
         if interrupted(job, worker):
             return
-        if not look(p, s, t, i, depth, &b):
+        if not differentiate(p, g, s, r, t, i, depth, &b, part):                    # P <- exp2(S - lse), dS <- P (V dOT - delta)
             continue
+        if p.softcap:
+            kn.back_soften(r.dP, s.capped, p.softcap * p.unit, depth, t.vecs)       # dS <- dS tanh'
         dK = part + b.first * g.pitch * p.item
         dV = dK + g.Q_width * p.item
-        score(p, s, t, depth, &b)                                                           # S <- K QT + bias, -inf where masked
-        kn.scores(b.V, b.V_row, Dv, r.dOT, depth, t.vecs, dK, g.pitch, <int>g.pitch, r.dP)  # dP <- V dOT
-        kn.back_softmax(s.S, r.dP, r.lse, r.delta, depth, t.vecs)                           # P <- exp2(S - lse), dS <- P (dP - delta)
-        if p.softcap:
-            kn.back_soften(r.dP, s.capped, p.softcap * p.unit, depth, t.vecs)               # dS <- dS tanh'
         if not careful:
-            kn.values(b.K, b.K_row, D, r.dP, depth, t.vecs, r.one, r.one, r.dQ)             # dQ <- dQ + KT dS
-            kn.back_rows(r.dP, r.Q, Q_width, n, depth, t.vecs, dK, g.pitch)                 # dK <- dK + dS Q
-            kn.back_rows(s.S, r.dO, O_width, n, depth, t.vecs, dV, g.pitch)                 # dV <- dV + P dO
+            kn.values(b.K, b.K_row, D, r.dP, depth, t.vecs, r.one, r.one, r.dQ)     # dQ <- dQ + KT dS
+            kn.back_rows(r.dP, r.Q, Q_width, n, depth, t.vecs, dK, g.pitch)         # dK <- dK + dS Q
+            kn.back_rows(s.S, r.dO, O_width, n, depth, t.vecs, dV, g.pitch)         # dV <- dV + P dO
         else:
             note_allowed(p, s, t, depth, &b)
             kn.values_selected(b.K, b.K_row, D, r.dP, s.allowed, depth, t.vecs, r.one, r.one, r.dQ)
             kn.back_rows_selected(r.dP, s.allowed, r.Q, Q_width, n, depth, t.vecs, dK, g.pitch)
             kn.back_rows_selected(s.S, s.allowed, r.dO, O_width, n, depth, t.vecs, dV, g.pitch)
-
-
-cdef void store_query(const Problem *p, const Gradients *g, Desk *r, const Tile *t) noexcept nogil:
-    """The tile's rows of the query's gradient, through its strides."""
-    cdef void *row[MAX_TILE]
-    cdef void *to[MAX_TILE]
-    cdef Py_ssize_t i
-    rows_in(p, &g.query, t, <const void **>row)
-    if g.query.kind == QKVC_REAL:
-        p.kernels.store(r.dQ, <int>p.D, r.scale, t.queries, row, g.query.col)
-        return
-    for i in range(t.queries):
-        to[i] = r.Q + i * g.Q_width * p.item  # nobody needs its queries any more
-    p.kernels.store(r.dQ, <int>p.D, r.scale, t.queries, to, 1)
-    for i in range(t.queries):
-        p.kernels.shorten(to[i], <int>p.D, g.query.kind, row[i], g.query.col)
 
 
 # --------------------------------------------------------------------------------------------------------------- stripes and groups
@@ -253,7 +112,6 @@ cdef bint do_stripe(Job *job, Scratch *s, Desk *r, int worker, const Run *run, P
             return True
         if i > first:
             t = lay_out(p, s, last - i)
-        prepare(p, g, s, r, &t)
         walk_back(job, s, r, &t, worker, careful, rows_of(part))
         clean = clean and kn.finite(r.dQ, <int>p.D, r.one, t.vecs)
         if g.query.data:
@@ -395,18 +253,79 @@ cdef void back_keys(void *context, Py_ssize_t task, int worker) noexcept nogil:
     qkvc_fp_leave(environment)
 
 
-cdef int back(Plan plan, Gradients *g, Task task, Py_ssize_t tasks) except -1:
+cdef void find_dots(void *context, Py_ssize_t task, int worker) noexcept nogil:
+    """One task of the pool, where only sums of dO O are wanted: a tile."""
+    cdef Job *job = <Job *>context
+    cdef const Problem *p = <const Problem *>job.problem
+    cdef Scratch *s = scratch_of(job, worker)
+    cdef uint64_t environment = qkvc_fp_enter()
+    cdef Tile t = lay_out(p, s, task)
+    prepare(p, <const Gradients *>job.extra, s, desk_of(job, worker), &t)
+    qkvc_fp_leave(environment)
+
+
+# --------------------------------------------------------------------------------------------------------------------- the bias
+
+cdef void add_scores(const Problem *p, const Gradients *g, const Tile *t, Desk *r, const int *depth, const Block *b) noexcept nogil:
+    """dS, added to the places of the scores in the bias's gradient."""
+    cdef Py_ssize_t lanes = p.kernels.lanes, tile = lanes * p.kernels.vecs, i, j
+    cdef const View *v = &g.places
+    cdef double *row
+    for i in range(t.queries):
+        row = g.bias + batch_offset(p, v, t.batch, NULL) + t.kv_head * v.head + (t.row + i) * v.row + b.first * v.col
+        for j in range(depth[i // lanes]):
+            row[j * v.col] += get(p, r.dP, j * tile + i)
+
+
+cdef void back_bias(void *context, Py_ssize_t task, int worker) noexcept nogil:
+    """One task of the pool: numbers of the bias's gradient that no other task has, from all batch items and heads that share them."""
+    cdef Job *job = <Job *>context
+    cdef const Problem *p = <const Problem *>job.problem
+    cdef const Gradients *g = <const Gradients *>job.extra
+    cdef Scratch *s = scratch_of(job, worker)
+    cdef Desk *r = desk_of(job, worker)
+    cdef Py_ssize_t pieces = p.tiles if g.by_tile else over(p.Lk, QKVC_BLOCK) if g.by_block else 1, piece = task % pieces, i, tile
+    cdef int[QKVC_MAX_VECS] depth
+    cdef uint64_t environment = qkvc_fp_enter()
+    cdef int64_t index
+    cdef Block b
+    cdef Tile t
+    for i in range(task // pieces * g.sharing, (task // pieces + 1) * g.sharing):
+        for tile in range(piece if g.by_tile else 0, piece + 1 if g.by_tile else p.tiles):
+            if interrupted(job, worker):
+                break
+            t = lay_out(p, s, g.sharers[i] * p.tiles + tile)
+            prepare(p, g, s, r, &t)
+            for index in range(t.block, t.blocks):
+                if (g.by_tile or not g.by_block or index == piece) and differentiate(p, g, s, r, &t, index, depth, &b, NULL):
+                    add_scores(p, g, &t, r, depth, &b)
+    qkvc_fp_leave(environment)
+
+
+cdef object of_bias(Plan plan, Gradients *g, object bias, object num_threads):
+    """The bias's gradient, in a sweep of its own: S and dP once more, but in order, whatever axes it was broadcast along."""
     cdef Problem *p = &plan.problem
-    cdef int workers = <int>min(tasks, p.threads), i
-    cdef size_t share
-    cdef Job job
-    g.offset = padded(carve(p, NULL))
-    share = g.offset + furnish(p, g, NULL)
-    hire(&job, p, g, workers, share, 5 * p.work, WHO)
-    for i in range(workers):
-        carve(p, <char *>scratch_of(&job, i))
-        furnish(p, g, <char *>desk_of(&job, i))
-    return perform(&job, task, tasks, p.threads)
+    cdef Py_buffer *b
+    cdef const int64_t[::1] sharers
+    room = np.zeros(np.shape(bias))
+    plan.borrow(&g.places, &b, room, True)
+    set_strides(p, &g.places, b, 3, 2)
+    g.bias = <double *>g.places.data
+    shape = room.shape[:len(room.shape) - 2]
+    heads = np.broadcast_to(np.arange(np.prod(shape, dtype=np.int64)).reshape(shape), (*plan.batch_shape(), p.heads)).ravel()
+    whose = np.argsort(heads, kind="stable").astype(np.int64)
+    sharers = whose
+    # A tile's lanes hold one head, because each head may have a place of its own.
+    p.share, p.kv_heads, p.group = p.group, p.heads, 1
+    cut(p, num_threads)
+    if room.size and whose.size and p.Lq:
+        measure(p, g)
+        g.slab = 0
+        g.sharers, g.sharing = &sharers[0], whose.size // max(1, heads.max() + 1)
+        g.by_tile, g.by_block = g.places.row != 0, g.places.col != 0
+        pieces = p.tiles if g.by_tile else over(p.Lk, QKVC_BLOCK) if g.by_block else 1
+        back(plan, g, back_bias, whose.size // g.sharing * pieces)
+    return room.astype(plan.dtype, copy=False)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------- the door
@@ -418,6 +337,19 @@ cdef object taken(Plan plan, View *view, str name, object x, tuple shape, object
     plan.borrow(view, &b, x, False)
     set_strides(&plan.problem, view, b, head, row)
     return x
+
+
+cdef void measure(const Problem *p, Gradients *g) noexcept:
+    """How large the parts of dK and dV are."""
+    cdef Py_ssize_t lanes = p.kernels.lanes, i
+    cdef Run run
+    g.Q_width, g.O_width = over(p.D, lanes) * lanes, over(p.Dv, lanes) * lanes
+    g.pitch = g.Q_width + g.O_width
+    for i in range(items_of(p) if p.runs else 1):
+        run = item_of(p, i)
+        g.groups = max(g.groups, groups_of(&run))
+        g.keys = max(g.keys, keys_of(p, &run))
+    g.slab = padded(64 + (g.keys * g.pitch + MAX_TILE) * p.item)
 
 
 cdef tuple three(object x, int row):
@@ -452,14 +384,13 @@ def backward_arrays(grad_out, query, key, value, out, lse, mask, bias, causal, q
     """(dQ, dK, dV, rowsum(dO O), grad_lse, lse): what nobody needs is None."""
     if value is None:
         raise TypeError(bad("value", "an array", "None", WHO))
-    query, key, value, dtype = as_operands(query, key, value)
+    query, key, value, _ = as_operands(query, key, value)
     cdef Plan plan = make_plan(query, key, value, mask, bias, causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap, scale,
                                head_scale, layout, None, False, num_threads, None, None, precision, False, starts, False, True)
     cdef Problem *p = &plan.problem
     cdef Gradients g
-    cdef Py_ssize_t i, heads, lanes = p.kernels.lanes
+    cdef Py_ssize_t heads
     cdef int head = 3, row = 2
-    cdef Run run
     if layout == "blhd":
         head, row = 2, 3
     plan.plain = False
@@ -479,16 +410,11 @@ def backward_arrays(grad_out, query, key, value, out, lse, mask, bias, causal, q
     dV = given(plan, &g.value, value, head, row) if "value" in needs else None
     heads = items_of(p) * p.kv_heads
     if dots.size:
-        g.Q_width, g.O_width = over(p.D, lanes) * lanes, over(p.Dv, lanes) * lanes
-        g.pitch = g.Q_width + g.O_width
-        for i in range(items_of(p)):
-            run = item_of(p, i)
-            g.groups = max(g.groups, groups_of(&run))
-            g.keys = max(g.keys, keys_of(p, &run))
-            if not p.runs:
-                break
-        g.slab = padded(64 + (g.keys * g.pitch + MAX_TILE) * p.item)
-        if g.groups > 1 and heads < ENOUGH * p.threads:
+        measure(p, &g)
+        if not (g.query.data or g.key.data or g.value.data):
+            g.slab = 0
+            back(plan, &g, find_dots, p.tasks)
+        elif g.groups > 1 and heads < ENOUGH * p.threads:
             slabs = np.empty(heads * g.groups * g.slab + 64, np.uint8)
             g.slabs = data_of(slabs)
             g.slabs += -<size_t>g.slabs % 64
@@ -496,4 +422,5 @@ def backward_arrays(grad_out, query, key, value, out, lse, mask, bias, causal, q
             back(plan, &g, back_keys, heads * over(g.keys, QKVC_BLOCK))
         else:
             back(plan, &g, back_head, heads)
-    return finished(dQ, query, row), finished(dK, key, row), finished(dV, value, row), None, dots, lse, grad_lse
+    dB = of_bias(plan, &g, bias, num_threads) if "bias" in needs else None
+    return finished(dQ, query, row), finished(dK, key, row), finished(dV, value, row), dB, dots, lse, grad_lse
