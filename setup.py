@@ -50,6 +50,8 @@ setup(
             extension("_tile", []),
             extension("_decode", []),
             extension("_attention", []),
+            extension("_backtile", []),
+            extension("_backward", []),
             extension("_inside", []),
             extension("_parts", []),
             extension("_describe", []),

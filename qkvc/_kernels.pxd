@@ -69,6 +69,14 @@ cdef extern from "kernels.h" nogil:
         void (*weigh)(void *S, const void *shift, const int *depth, int vecs) noexcept nogil
         void (*summarise)(const void *S, const void *shift, const void *factor, const void *position, const int *depth, int vecs,
                           void *spread, void *distance, void *most, void *mass) noexcept nogil
+        void (*back_delta)(const void *A, const void *B, int n, int vecs, void *delta) noexcept nogil
+        void (*back_softmax)(void *S, void *dP, const void *shift, const void *delta, const int *depth, int vecs) noexcept nogil
+        void (*back_soften)(void *dS, const void *S, double cap, const int *depth, int vecs) noexcept nogil
+        void (*back_rows)(const void *P, const void *X, int width, int queries, const int *depth, int vecs, void *C,
+                          Py_ssize_t pitch) noexcept nogil
+        void (*back_rows_selected)(const void *P, const void *allowed, const void *X, int width, int queries, const int *depth, int vecs,
+                                   void *C, Py_ssize_t pitch) noexcept nogil
+        void (*back_sum)(const void *const *parts, int count, int n, double scale, void *to) noexcept nogil
         void (*row_max)(const void *x, Py_ssize_t n, void *partial) noexcept nogil
         void (*row_sum)(const void *x, Py_ssize_t n, double max, void *partial) noexcept nogil
         void (*row_exp)(const void *x, Py_ssize_t n, double max, double factor, void *out) noexcept nogil

@@ -153,6 +153,26 @@ struct qkvc_kernels {
     void (*summarise)(const void *S, const void *shift, const void *factor, const void *position, const int *depth, int vecs,
                       void *spread, void *distance, void *most, void *mass);
 
+    /* The backward: delta[lane] = sum over c < n of A[c][lane] * B[c][lane] */
+    void (*back_delta)(const void *A, const void *B, int n, int vecs, void *delta);
+
+    /* S becomes P = exp2(S - shift[lane]), dP becomes dS = P (dP - delta[lane]); both 0 where S is -inf */
+    void (*back_softmax)(void *S, void *dP, const void *shift, const void *delta, const int *depth, int vecs);
+
+    /* dS *= 1 - (S / cap)^2, S as `soften` left it */
+    void (*back_soften)(void *dS, const void *S, double cap, const int *depth, int vecs);
+
+    /* C[j * pitch + c] += sum over lanes < queries of P[j][lane] * X[lane * width + c] for c < width, a multiple of `lanes`, and every j that
+     * the lane reaches */
+    void (*back_rows)(const void *P, const void *X, int width, int queries, const int *depth, int vecs, void *C, ptrdiff_t pitch);
+
+    /* The same bits, but where `allowed` is -inf nothing is added, not even 0 * NaN.  Slow. */
+    void (*back_rows_selected)(const void *P, const void *allowed, const void *X, int width, int queries, const int *depth, int vecs,
+                               void *C, ptrdiff_t pitch);
+
+    /* to[c] = scale * (parts[0][c] + parts[1][c] + ...) for c < n; whole vectors of parts are readable */
+    void (*back_sum)(const void *const *parts, int count, int n, double scale, void *to);
+
     /* softmax of one long contiguous row, in pieces: three passes over x, natural exponent, partial[] has 2 * lanes reals */
     void (*row_max)(const void *x, ptrdiff_t n, void *partial);
     void (*row_sum)(const void *x, ptrdiff_t n, double max, void *partial);
