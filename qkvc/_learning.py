@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-import qkvc
 from qkvc._coerce import bad, shape_text
 from qkvc._linear import project
 from qkvc._rotary import turn
 from qkvc._rows import norm_grad
 from qkvc.functional import attention, attention_with_lse
+from qkvc.gradients import attention_backward
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,11 +71,10 @@ def backward(m: MultiHeadAttention, grad: Array, trace: Trace) -> MultiHeadGrads
     threads, concatenated = trace.num_threads, trace.heads.reshape(*trace.heads.shape[:-2], -1)
     _learn(m, weights, "out", grad, concatenated, threads)
     grad_heads = project(grad, m.out_weight.T, None, None, threads).reshape(trace.heads.shape)
-    grads = qkvc.attention_backward(
-        grad_heads, *trace.projected, trace.heads, trace.lse, layout="blhd", num_threads=threads, **trace.options
-    )
+    operands = (grad_heads, *trace.projected, trace.heads, trace.lse)
+    grads = attention_backward(*operands, layout="blhd", num_threads=threads, **trace.options)
     of_inputs: dict[int, Array] = {}
-    of_heads = _unplaced(m, [grads.query, grads.key, grads.value], trace, weights)
+    of_heads = _unplaced(m, [grad for grad in grads[:3] if grad is not None], trace, weights)
     for part, (x, of_part) in enumerate(zip(trace.inputs, of_heads, strict=True)):
         flat = of_part.reshape(*of_part.shape[:-2], -1)
         _learn(m, weights, QKV[part], flat, x, threads)
