@@ -78,6 +78,11 @@ cdef void walk_back(Job *job, Scratch *s, Desk *r, const Tile *t, int worker, bi
 
 # --------------------------------------------------------------------------------------------------------------- stripes and groups
 
+cdef inline int64_t keys_of(const Problem *p, const Run *run) noexcept nogil:
+    """Rows of the key's gradient, whether or not `key_lengths` lets anybody see them."""
+    return p.first_key[run.batch + 1] - p.first_key[run.batch] if p.first_key else p.Lk
+
+
 cdef inline Py_ssize_t stripes_of(const Run *run) noexcept nogil:
     return max(1, run.rows // STRIPE)
 
@@ -102,7 +107,7 @@ cdef bint do_stripe(Job *job, Scratch *s, Desk *r, int worker, const Run *run, P
     cdef Py_ssize_t row = kn.lanes * kn.vecs * p.item, bytes
     cdef bint clean = True
     cdef Tile t = lay_out(p, s, last - end + 1)
-    part.end = min(t.blocks * QKVC_BLOCK, p.Lk)
+    part.end = min(t.blocks * QKVC_BLOCK, keys_of(p, run))
     t = lay_out(p, s, last - first)
     part.first = min(t.block * QKVC_BLOCK, part.end)
     bytes = (part.end - part.first) * g.pitch * p.item
@@ -191,11 +196,6 @@ cdef void add_up(const Problem *p, const Gradients *g, const Run *run, Py_ssize_
 
 
 # ------------------------------------------------------------------------------------------------------------------------- the tasks
-
-cdef inline int64_t keys_of(const Problem *p, const Run *run) noexcept nogil:
-    """Rows of the key's gradient, whether or not `key_lengths` lets anybody see them."""
-    return p.first_key[run.batch + 1] - p.first_key[run.batch] if p.first_key else p.Lk
-
 
 cdef inline Py_ssize_t items_of(const Problem *p) noexcept nogil:
     return p.count if p.runs else p.batch
