@@ -21,7 +21,7 @@ from qkvc.functional import (
     softmax,
     split_heads,
 )
-from qkvc.gradients import AttentionGrads, attention_backward, attention_vjp
+from qkvc.gradients import AttentionGrads, attention_backward, attention_varlen_backward, attention_vjp
 from qkvc.inside import AttentionStats, attention_scores, attention_stats, attention_weights
 from qkvc.multihead import MultiHeadAttention
 from qkvc.parts import AttentionParts, attention_parts, merge_attention
@@ -49,6 +49,7 @@ __all__ = [
     "attention_scores",
     "attention_stats",
     "attention_varlen",
+    "attention_varlen_backward",
     "attention_varlen_with_lse",
     "attention_vjp",
     "attention_weights",

@@ -1,10 +1,10 @@
 """The gradient of attention: `walk_back` is the algorithm, everything else serves it.
 
-FlashAttention-2 (Dao 2023, algorithm 2) with queries in the vector lanes, and queries outermost: a tile's dQ stays with it, as O does in the
-forward, and its blocks add their dK and dV to a stripe's.  P is recomputed from lse.  Five products, no L_q x L_k matrix.
+FlashAttention-2 (Dao 2023, algorithm 2) with queries in the vector lanes, and queries outermost: a tile's dQ stays with it, as O does in
+the forward, and its blocks add to the dK and dV of a stripe.  P is recomputed from lse.  Five products, no L_q x L_k matrix.
 
-dK and dV are sums over queries.  Their order is fixed by lengths alone: a chain for every stripe of some 512 queries, then stripes are added
-to groups, of which there are at most GROUPS, and groups to the whole (docs/arithmetic.md, clause 10).
+dK and dV are sums over queries.  Their order is fixed by lengths alone: a chain for every stripe of some 512 queries, then stripes are
+added to groups, of which there are at most GROUPS, and groups to the whole (docs/arithmetic.md, clause 10).
 """
 
 from libc.stdint cimport int64_t, uint64_t
@@ -78,6 +78,11 @@ cdef void walk_back(Job *job, Scratch *s, Desk *r, const Tile *t, int worker, bi
 
 # --------------------------------------------------------------------------------------------------------------- stripes and groups
 
+cdef inline int64_t keys_of(const Problem *p, const Run *run) noexcept nogil:
+    """Rows of the key's gradient, whether or not `key_lengths` lets anybody see them."""
+    return p.first_key[run.batch + 1] - p.first_key[run.batch] if p.first_key else p.Lk
+
+
 cdef inline Py_ssize_t stripes_of(const Run *run) noexcept nogil:
     return max(1, run.rows // STRIPE)
 
@@ -102,7 +107,7 @@ cdef bint do_stripe(Job *job, Scratch *s, Desk *r, int worker, const Run *run, P
     cdef Py_ssize_t row = kn.lanes * kn.vecs * p.item, bytes
     cdef bint clean = True
     cdef Tile t = lay_out(p, s, last - end + 1)
-    part.end = min(t.blocks * QKVC_BLOCK, p.Lk)
+    part.end = min(t.blocks * QKVC_BLOCK, keys_of(p, run))
     t = lay_out(p, s, last - first)
     part.first = min(t.block * QKVC_BLOCK, part.end)
     bytes = (part.end - part.first) * g.pitch * p.item
@@ -191,11 +196,6 @@ cdef void add_up(const Problem *p, const Gradients *g, const Run *run, Py_ssize_
 
 
 # ------------------------------------------------------------------------------------------------------------------------- the tasks
-
-cdef inline int64_t keys_of(const Problem *p, const Run *run) noexcept nogil:
-    """Rows of the key's gradient, whether or not `key_lengths` lets anybody see them."""
-    return p.first_key[run.batch + 1] - p.first_key[run.batch] if p.first_key else p.Lk
-
 
 cdef inline Py_ssize_t items_of(const Problem *p) noexcept nogil:
     return p.count if p.runs else p.batch
@@ -381,7 +381,7 @@ def folded(x, shape):
 
 def backward_arrays(grad_out, query, key, value, out, lse, mask, bias, causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap,
                     scale, head_scale, layout, precision, grad_lse, needs, num_threads, starts=None):
-    """(dQ, dK, dV, rowsum(dO O), grad_lse, lse): what nobody needs is None."""
+    """(dQ, dK, dV, d bias, rowsum(dO O), lse, grad_lse); what nobody needs is None, and the last two are as they were used."""
     if value is None:
         raise TypeError(bad("value", "an array", "None", WHO))
     query, key, value, _ = as_operands(query, key, value)

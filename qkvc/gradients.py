@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -118,12 +119,7 @@ def attention_backward(
     >>> qkvc.attention_backward(g, q, k, v, out, lse, causal=True).key.shape
     (2, 300, 8)
     """
-    wanted = frozenset(needs)
-    if not wanted <= set(NEEDS):
-        raise ValueError(bad("needs", f"some of {', '.join(NEEDS)}", ", ".join(sorted(map(str, wanted - set(NEEDS)))), WHO))
-    for name, operand in (("bias", bias), ("sinks", sinks)):
-        if name in wanted and operand is None:
-            raise ValueError(bad("needs", f"no {name} where there is none", f"{name}", WHO))
+    wanted = _wanted(needs, bias=bias, sinks=sinks)
     arrays = backward_arrays(
         grad_out,
         query,
@@ -148,21 +144,113 @@ def attention_backward(
         wanted,
         num_threads,
     )
-    dots, own_lse, own_grad_lse = arrays[4:]
-    heads = dots if dots.ndim > 1 else dots[np.newaxis]
-    return AttentionGrads(
-        *arrays[:4],
-        _of_sinks(sinks, heads, own_lse.reshape(heads.shape), own_grad_lse) if "sinks" in wanted else None,
-        np.abs(heads.sum(-1)) if "head_importance" in wanted else None,
+    return AttentionGrads(*arrays[:4], *_per_head(wanted, sinks, *arrays[4:]))
+
+
+def attention_varlen_backward(
+    grad_out: ArrayLike,
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    out: ArrayLike,
+    lse: ArrayLike,
+    cu_seqlens_q: ArrayLike,
+    cu_seqlens_k: ArrayLike,
+    *,
+    causal: Causal = False,
+    q_offset: ArrayLike | None = None,
+    window: Window | None = None,
+    alibi_slopes: ArrayLike | None = None,
+    sinks: ArrayLike | None = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+    head_scale: ArrayLike | None = None,
+    layout: Layout = "blhd",
+    precision: Literal["bf16"] | None = None,
+    grad_lse: ArrayLike | None = None,
+    needs: Collection[str] = ("query", "key", "value"),
+    num_threads: int | None = None,
+) -> AttentionGrads:
+    """The gradient of `attention_varlen`, from what `attention_varlen_with_lse` returned.
+
+    Parameters, errors and sources are those of `attention_varlen` and `attention_backward`; memory follows the longest sequence.
+
+    Returns
+    -------
+    AttentionGrads
+        Of each sequence the bits of `attention_backward` of it alone; ``head_importance`` has the shape (sequences, H_q), ``bias`` is None.
+    """
+    wanted = _wanted(needs, bias=None, sinks=sinks)
+    arrays = backward_arrays(
+        grad_out,
+        query,
+        key,
+        value,
+        out,
+        lse,
+        None,
+        None,
+        causal,
+        q_offset,
+        window,
+        None,
+        alibi_slopes,
+        sinks,
+        softcap,
+        scale,
+        head_scale,
+        layout,
+        precision,
+        grad_lse,
+        wanted,
+        num_threads,
+        (cu_seqlens_q, cu_seqlens_k),
     )
+    return AttentionGrads(*arrays[:4], *_per_head(wanted, sinks, *arrays[4:], np.array(cu_seqlens_q)))
 
 
-def _of_sinks(sinks: Any, dots: NDArray[Any], lse: NDArray[Any], grad_lse: NDArray[Any] | None) -> NDArray[Any]:
-    """A sink takes exp(sink - lse) of each query, and what it takes brings nothing: minus that times delta, summed."""
-    full = as_per_head("sinks", sinks, dots.shape[:-1], True).reshape(dots.shape[:-1])[..., np.newaxis]
-    taken = np.exp(full - np.where(np.isneginf(full), 0, lse))
-    delta = dots if grad_lse is None else dots - grad_lse.reshape(dots.shape)
-    return folded(-(taken * np.where(taken > 0, delta, 0)).sum(-1), np.shape(sinks)).astype(dots.dtype)
+def _wanted(needs: Collection[str], **operands: Any) -> frozenset[str]:
+    if isinstance(needs, str) or not all(isinstance(name, str) for name in needs):
+        raise TypeError(bad("needs", "a collection of names", repr(needs)[:40], WHO))
+    wanted = frozenset(needs)
+    if not wanted <= set(NEEDS):
+        raise ValueError(bad("needs", f"some of {', '.join(NEEDS)}", ", ".join(sorted(wanted - set(NEEDS))), WHO))
+    for name, operand in operands.items():
+        if name in wanted and operand is None:
+            raise ValueError(bad("needs", f"no {name!r} where there is none", repr(name), WHO))
+    return wanted
+
+
+def _per_head(
+    wanted: frozenset[str],
+    sinks: Any,
+    dots: NDArray[Any],
+    lse: NDArray[Any],
+    grad_lse: NDArray[Any] | None,
+    starts: NDArray[Any] | None = None,
+) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
+    """The gradient of the sinks, and head_importance: sums over queries of what the sweep found for each.
+
+    A sink takes exp(sink - lse) of a query and brings nothing: minus that, times delta.
+    """
+    dots, lse = np.atleast_2d(dots), np.atleast_2d(lse)
+    importance = np.abs(_over_queries(dots, starts)) if "head_importance" in wanted else None
+    if "sinks" not in wanted:
+        return None, importance
+    shape = dots.shape[:-1] if starts is None else (starts.size - 1, dots.shape[0])
+    sink = as_per_head("sinks", sinks, shape, True, WHO).reshape(shape)
+    sink = sink[..., np.newaxis] if starts is None else np.repeat(sink, np.diff(starts), axis=0).T
+    share = np.exp(sink - np.where(np.isneginf(sink), 0, lse))
+    delta = dots if grad_lse is None else dots - np.atleast_2d(grad_lse)
+    lost = _over_queries(share * np.where(share > 0, delta, 0), starts)
+    return folded(0 - lost, np.shape(sinks)).astype(dots.dtype), importance
+
+
+def _over_queries(x: NDArray[Any], starts: NDArray[Any] | None) -> NDArray[Any]:
+    """Sums over the last axis, of a ragged batch for each sequence, which then is the first axis."""
+    if starts is None:
+        return np.asarray(x.sum(-1))
+    return np.stack([x[:, a:b].sum(-1) for a, b in pairwise(starts)]) if starts.size > 1 else np.zeros((0, len(x)), x.dtype)
 
 
 def attention_vjp(
@@ -230,4 +318,4 @@ def attention_vjp(
     return out, vjp
 
 
-__all__ = ["AttentionGrads", "attention_backward", "attention_vjp"]
+__all__ = ["AttentionGrads", "attention_backward", "attention_varlen_backward", "attention_vjp"]
