@@ -30,7 +30,7 @@ class Case:
 
     `work` "stats" asks for `attention_stats` instead, "module" for a multi-head layer of width heads x dim on `batch` texts, "qwen3" for
     one that norms and turns its queries and keys, "varlen" for sequences of up to `keys` keys without padding, "model" for the vectors of
-    `batch` sentences of about `queries` tokens.
+    `batch` sentences of about `queries` tokens, "training" for a step of a language model of six layers on `batch` texts.
     """
 
     batch: int
@@ -75,6 +75,8 @@ class Case:
             return f"module {self.batch}x{self.queries}x{self.width}/{self.heads}"
         if self.work == "qwen3":
             return f"qwen3 {self.batch}x{self.queries}x{self.width}/{self.heads}/{self.kv_heads}"
+        if self.work == "training":
+            return f"training {self.batch}x{self.queries}x{self.width}/{self.heads}"
         if self.work == "model":
             return f"MiniLM {self.batch} sentence{'s' * (self.batch > 1)}"
         heads, length, width = (
@@ -131,9 +133,9 @@ class Case:
 
     @property
     def unit(self) -> str:
-        """The unit that says most: a small call's latency, the rate at which one query reads the cache, arithmetic, or sentences."""
-        if self.work == "model":
-            return "sentences/s"
+        """The unit that says most: a small call's latency, the rate at which one query reads the cache, arithmetic, sentences or tokens."""
+        if self.work in ("model", "training"):
+            return "sentences/s" if self.work == "model" else "tokens/s"
         if self.batch * self.heads * self.queries * self.keys * (self.dim + self.v_dim) < 2_000_000:
             return "µs"
         return "GB/s" if self.queries == 1 else "GFLOP/s"
@@ -216,6 +218,8 @@ CASES: tuple[Case, ...] = (
     Case(1, 12, 40, 32, goal=Goal(torch_time=1 / 1.5), work="model", kind="model"),
     Case(8, 12, 40, 32, goal=Goal(torch_time=1 / 1.5), work="model", kind="model"),
     Case(32, 12, 40, 32, goal=Goal(torch_time=1 / 1.5), work="model", kind="model"),
+    # Learning: six layers, forward and backward and AdamW.
+    Case(8, 6, 256, 64, causal="top-left", goal=Goal(torch_time=1 / 1.2), work="training", kind="training"),
 )
 
 QUICK: tuple[str, ...] = ("1x1x3x4", "8x12x128x64", "1x12x1024x64 causal", "8x12x1/1024x64")

@@ -35,7 +35,7 @@ def _speed(result: CaseResult, contestant: Contestant | None) -> str:
     if not contestant.timed:
         return contestant.status
     unit = result.case.unit
-    return figure(result.rate(contestant)) + (f" {unit.replace('sentences', '')}" if unit != "GFLOP/s" else "")
+    return figure(result.rate(contestant)) + (f" {unit.replace('sentences', '').replace('tokens', '')}" if unit != "GFLOP/s" else "")
 
 
 def _error(contestant: Contestant | None) -> str:
@@ -72,7 +72,8 @@ def notes(result: Result) -> list[str]:
     lines = [
         "Cases are batch x heads x length x width, float32 unless they say otherwise; a module's are batch x length x width / heads.  "
         "Speeds are GFLOP/s of useful work (masked pairs do not count) with the share of the FMA peak; GB/s with the share of the read "
-        "bandwidth where a single query reads a cache; µs for calls too small for either; sentences /s of a model.",
+        "bandwidth where a single query reads a cache; µs for calls too small for either; sentences /s of a model, tokens /s of "
+        "training.",
         "Times faster: the best rival's time over ours, median over the rounds; above 1 is a win, below 1 a loss.",
         f"{machine}; {threads}, {result.kernels} kernels, {_count(result.rounds, 'interleaved round')}, {result.date}{roofs}.",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in result.versions.items()) + ".",

@@ -111,11 +111,13 @@ class CaseResult:
         return contestant.flops or self.flops
 
     def rate(self, contestant: Contestant) -> float:
-        """Median speed in the case's unit: µs per call, GB/s, GFLOP/s or sentences/s."""
+        """Median speed in the case's unit: µs per call, GB/s, GFLOP/s, sentences/s or tokens/s."""
         if self.case.unit == "µs":
             return contestant.time * 1e6
         if self.case.unit == "sentences/s":
             return self.case.batch / contestant.time
+        if self.case.unit == "tokens/s":
+            return self.case.batch * self.case.queries / contestant.time
         return (self.case.bytes if self.case.unit == "GB/s" else self._flops(contestant)) / 1e9 / contestant.time
 
 

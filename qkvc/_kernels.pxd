@@ -29,6 +29,7 @@ cdef extern from "kernels.h" nogil:
         void (*gather_values)(const void *x, Py_ssize_t row, Py_ssize_t col, int kind, int rows, int cols, void *to) noexcept nogil
         void (*shorten)(const void *x, int n, int kind, void *to, Py_ssize_t col) noexcept nogil
         void (*pack)(const void *const *rows, Py_ssize_t col, int cols, double scale, int vecs, void *panel) noexcept nogil
+        void (*transpose)(const void *x, Py_ssize_t row, int rows, int cols, void *to, Py_ssize_t to_row) noexcept nogil
         void (*pack_queries)(const void *const *rows, Py_ssize_t col, int cols, double scale, int vecs, void *QT) noexcept nogil
         void (*scores)(const void *K, Py_ssize_t row, int D, const void *QT, const int *depth, int vecs, const void *V, Py_ssize_t V_row,
                        int Dv, void *S) noexcept nogil

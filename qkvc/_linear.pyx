@@ -29,6 +29,8 @@ cdef enum:
     LEAST_ROWS = 96     # so that packing stays cheap beside the arithmetic: 5 % of it; 384 rows are four tasks
     STRIP = 128         # rows where they are adjacent: what `few_project` keeps in registers
     FEW_NUMBERS = 16384  # of x that few tokens pack at a time, and of their results: 64 KB each of L2, and long runs of adjacent rows
+    MANY = 512          # tokens for which a weight of adjacent rows is turned first: below, that costs what it gains
+    TURNED = 64         # of its columns for one task
     TASKS = 2           # for each thread, so that none waits long for the last
 
 cdef object FLOAT32 = np.dtype("float32")
@@ -47,6 +49,8 @@ cdef struct Problem:
     Py_ssize_t unit            # what a range is a multiple of
     bint few                   # tokens, and so the roles swap
     bint plus
+    char *turned               # (N, turned_row), or NULL
+    Py_ssize_t turned_row
 
 
 cdef struct Scratch:
@@ -146,6 +150,14 @@ cdef void multiply(void *context, Py_ssize_t task, int worker) noexcept nogil:
     qkvc_fp_leave(environment)
 
 
+cdef void turn_some(void *context, Py_ssize_t task, int worker) noexcept nogil:
+    """A strip of the weight's columns, for whom `multiply` would read them number by number from as many lines of memory."""
+    cdef Job *job = <Job *>context
+    cdef const Problem *p = <const Problem *>job.problem
+    cdef Py_ssize_t e = task * TURNED
+    p.kernels.transpose(p.W + e * p.cs * p.item, p.cs, <int>min(TURNED, p.E - e), <int>p.N, p.turned + e * p.item, p.turned_row)
+
+
 cdef void multiply_few(void *context, Py_ssize_t task, int worker) noexcept nogil:
     """The same sums with the roles swapped, for tokens that would leave most lanes empty: the weight's rows lie in the lanes, and x is what
     is broadcast."""
@@ -228,6 +240,22 @@ cdef int tokens_of(Tokens *t, Py_buffer *b) except -1:
     return 0
 
 
+cdef object turn(Problem *p, object dtype, int threads):
+    """Let the weight be a copy of itself whose columns are adjacent, and that array live.  One core, 2048 tokens, of the FMA peak: 1024 ->
+    384 72 -> 80 %, and where rows are 4096 bytes apart, as in the gradient of a weight of 1024 columns, 60 -> 83 %."""
+    cdef Job job
+    cdef Py_buffer buffer
+    line = 64 // p.item
+    room = np.empty((p.N, whole(p.E, line) + line * (whole(p.E, line) % (64 * line) == 0)), dtype)  # rows that fall into all sets of L1
+    PyObject_GetBuffer(room, &buffer, PyBUF_STRIDES | PyBUF_WRITABLE)
+    PyBuffer_Release(&buffer)
+    p.turned, p.turned_row = <char *>buffer.buf, room.shape[1]
+    hire(&job, p, NULL, threads, 64, 0, "project")
+    perform(&job, turn_some, (p.E + TURNED - 1) // TURNED, threads)
+    p.W, p.rs, p.cs = p.turned, p.turned_row, 1
+    return room
+
+
 cdef object readable(object x):
     """The array itself, or a copy where C may not read its numbers in place."""
     odd = not x.flags.aligned or any([stride % x.itemsize for stride in x.strides])
@@ -235,8 +263,9 @@ cdef object readable(object x):
 
 
 def project(x, weight, bias=None, out=None, num_threads=None, bint gelu=False, plus=None):
-    """Project the last axis: ``x @ weight.T + bias``, without a copy of the weight.
+    """Project the last axis: ``x @ weight.T + bias``.
 
+    The weight is read where it lies, but if its rows are adjacent and tokens 512 or more: then a copy is turned, N E numbers.
     Gradients are the same product: ``project(dy, weight.T)`` of x, ``project(dy.T, x.T)`` of the weight, where dy and x are (tokens, ...).
 
     Parameters
@@ -272,7 +301,7 @@ def project(x, weight, bias=None, out=None, num_threads=None, bint gelu=False, p
     cdef Job job
     cdef Py_buffer[5] buffers
     cdef int held = 0, threads = threads_for(num_threads)
-    cdef object array
+    cdef object array, turned = None  # which lives as long as the call
     if not 0 < x.ndim <= MAX_AXES:
         raise ValueError(bad("x", f"1 to {MAX_AXES} axes", shape_text(x), "project"))
     *leading, E = x.shape
@@ -311,6 +340,8 @@ def project(x, weight, bias=None, out=None, num_threads=None, bint gelu=False, p
         p.N, p.E, p.T = N, E, out.size // N
         p.W, p.rs, p.cs = <const char *>buffers[1].buf, buffers[1].strides[0] // p.item, buffers[1].strides[1] // p.item
         p.bias = <const char *>buffers[4].buf if held == 5 else NULL
+        if p.rs == 1 and p.cs != 1 and p.T >= MANY:
+            turned = turn(&p, dtype, threads)
         threads = cut(&p, threads)
         hire(&job, &p, NULL, <int>min(p.tiles * p.ranges, threads), carve(&p, NULL), 2.0 * p.T * p.N * p.E, "project")
         perform(&job, multiply_few if p.few else multiply, p.tiles * p.ranges, threads)

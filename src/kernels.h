@@ -52,6 +52,9 @@ struct qkvc_kernels {
     /* panel[c][lane] = rows[lane][c * col] * scale for c < cols.  rows has vecs * lanes pointers, all of them readable. */
     void (*pack)(const void *const *rows, ptrdiff_t col, int cols, double scale, int vecs, void *panel);
 
+    /* to[c * to_row + r] = x[r * row + c] for r < rows and c < cols */
+    void (*transpose)(const void *x, ptrdiff_t row, int rows, int cols, void *to, ptrdiff_t to_row);
+
     /* QT from rows of queries: what `scores` wants.  In floats it is `pack`; in pairs it takes D / 2 + 1 rows, and scales S, not Q. */
     void (*pack_queries)(const void *const *rows, ptrdiff_t col, int cols, double scale, int vecs, void *QT);
 

@@ -288,6 +288,7 @@ const struct qkvc_kernels TABLE = {
     .gather_values = gather,
     .shorten = SHORTEN,
     .pack = pack,
+    .transpose = transpose,
     .pack_queries = pack,
     .mask = mask,
     .scores = scores,

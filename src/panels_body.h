@@ -83,3 +83,24 @@ static void store(const void *O_, int Dv, const void *factor_, int queries, void
         }
     }
 }
+
+/* to[c * to_row + r] = x[r * row + c], a square at a time */
+static void transpose(const void *x_, ptrdiff_t row, int rows, int cols, void *to_, ptrdiff_t to_row)
+{
+    const REAL *x = x_;
+    REAL *to = to_;
+    int c = 0;
+    for (; c + LANES <= cols; c += LANES) {
+        int r = 0;
+        for (; r + LANES <= rows; r += LANES) {
+            vec t[LANES];
+            UNROLL for (int i = 0; i < LANES; ++i) t[i] = v_load(x + (r + i) * row + c);
+            v_transpose(t);
+            UNROLL for (int i = 0; i < LANES; ++i) v_store(to + (c + i) * to_row + r, t[i]);
+        }
+        for (; r < rows; ++r)
+            for (int i = 0; i < LANES; ++i) to[(c + i) * to_row + r] = x[r * row + c + i];
+    }
+    for (; c < cols; ++c)
+        for (int r = 0; r < rows; ++r) to[c * to_row + r] = x[r * row + c];
+}

@@ -146,6 +146,9 @@ HELD_BY = {
     "_decode": "decode", "_parts": "parts", "_cut": "varlen",
     "_layers": "layers", "_rotary": "rotary", "_describe": "explain", "explanation": "explain", "integrations/__init__": "concurrency",
     "integrations/threadpools": "concurrency", "integrations/onnx": "integrations_onnx",
+    "_learning": "nn", "_passes": "nn", "_rows": "nn", "models/language": "nn",
+    **{f"nn/{part}": "nn" for part in ("__init__", "attention", "block", "embedding", "feed_forward", "layer", "linear", "loss", "norm")},
+    "nn/optimiser": "optimiser", "nn/checkpoint": "optimiser",
 }  # fmt: skip
 
 
