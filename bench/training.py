@@ -11,7 +11,7 @@ from zlib import crc32
 import numpy as np
 
 from qkvc.models import LanguageModel
-from qkvc.nn import AdamW, cross_entropy
+from qkvc.nn import AdamW, cross_entropy, keep_memory
 
 from .cases import Case
 from .forms import Form
@@ -30,6 +30,7 @@ class Step:
 
     def __init__(self, case: Case) -> None:
         self.case = case
+        keep_memory()  # for everybody: torch frees as much
         rng = np.random.default_rng(crc32(case.name.encode()))
         self.model = LanguageModel(VOCABULARY, case.width, layers=LAYERS, heads=case.heads, rng=rng)
         text = rng.integers(0, VOCABULARY, (case.batch, case.queries + 1))

@@ -85,14 +85,33 @@ def backward(m: MultiHeadAttention, grad: Array, trace: Trace) -> MultiHeadGrads
     return MultiHeadGrads(query, rest[0], rest[1], weights)
 
 
+def weight_grad(dy: Array, x: Array, plus: Array | None = None, threads: int | None = None) -> Array:
+    """``dy.T @ x``, added to `plus`: the gradient of a projection's weight, (N, E), from (tokens, N) and (tokens, E).
+
+    The same bits whichever is the weight of that product; it is the narrower one, read again for each tile of the other, and turned before
+    (2048 tokens, 1024 -> 384: 93 GFLOP/s a core for 69).
+    """
+    out = np.empty((dy.shape[1], x.shape[1]), dy.dtype)
+    if dy.shape[1] < x.shape[1]:
+        project(x.T, dy.T, None, out.T, threads, plus=None if plus is None else plus.T)
+    else:
+        project(dy.T, x.T, None, out, threads, plus=plus)
+    return out
+
+
+def bias_grad(dy: Array, plus: Array | None = None, threads: int | None = None) -> Array:
+    """The sum of dy's rows, added to `plus`: their product with ones, which take the memory of one."""
+    ones = np.broadcast_to(np.ones(1, dy.dtype), (1, len(dy)))
+    return project(dy.T, ones, None, None, threads, plus=None if plus is None else plus[:, np.newaxis])[:, 0]
+
+
 def _learn(m: MultiHeadAttention, weights: dict[str, Array], part: str, grad: Array, x: Array, threads: int | None) -> None:
     """Gradients of a projection's weight and bias, sums over all tokens."""
-    dy, tokens = (array.reshape(-1, array.shape[-1]).T for array in (grad, x))
+    dy, tokens = (array.reshape(-1, array.shape[-1]) for array in (grad, x))
     if (name := f"{part}_weight") not in m.frozen:
-        weights[name] = project(dy, tokens, None, None, threads)
+        weights[name] = weight_grad(dy, tokens, threads=threads)
     if getattr(m, name := f"{part}_bias") is not None and name not in m.frozen:
-        ones = np.broadcast_to(np.ones(1, dy.dtype), (1, dy.shape[1]))
-        weights[name] = project(dy, ones, None, None, threads)[:, 0]
+        weights[name] = bias_grad(dy, threads=threads)
 
 
 def _unplaced(m: MultiHeadAttention, grads: list[Array], trace: Trace, weights: dict[str, Array]) -> list[Array]:

@@ -17,7 +17,7 @@ import numpy as np
 from qkvc._coerce import as_above_zero, as_count, bad
 from qkvc._console import complain, heading, progress, say
 from qkvc.models.language import LanguageModel
-from qkvc.nn import AdamW, DamagedCheckpoint, cross_entropy, load_checkpoint, save_checkpoint, warmed_cosine
+from qkvc.nn import AdamW, DamagedCheckpoint, cross_entropy, keep_memory, load_checkpoint, save_checkpoint, warmed_cosine
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -325,6 +325,7 @@ def train(settings: Settings, source: Path | None, directory: Path, prompt: str,
         No safetensors.
     """
     import_module("safetensors")  # before the first step, not after a hundred
+    keep_memory()
     data = own_text() if source is None else source.read_bytes()
     text = Text(data, settings.length)
     run = Run(settings, text, directory)

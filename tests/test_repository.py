@@ -147,7 +147,8 @@ HELD_BY = {
     "_layers": "layers", "_rotary": "rotary", "_describe": "explain", "explanation": "explain", "integrations/__init__": "concurrency",
     "integrations/threadpools": "concurrency", "integrations/onnx": "integrations_onnx",
     "_learning": "nn", "_passes": "nn", "_rows": "nn", "models/language": "nn",
-    **{f"nn/{part}": "nn" for part in ("__init__", "attention", "block", "embedding", "feed_forward", "layer", "linear", "loss", "norm")},
+    **{f"nn/{part}": "nn" for part in ("__init__", "attention", "block", "embedding", "feed_forward")},
+    **{f"nn/{part}": "nn" for part in ("layer", "linear", "loss", "memory", "norm")},
     "nn/optimiser": "optimiser", "nn/checkpoint": "optimiser",
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ from qkvc.nn.feed_forward import FeedForward
 from qkvc.nn.layer import Layer, Parameter
 from qkvc.nn.linear import Linear
 from qkvc.nn.loss import Loss, cross_entropy
+from qkvc.nn.memory import keep_memory
 from qkvc.nn.norm import LayerNorm, RMSNorm
 from qkvc.nn.optimiser import AdamW, warmed_cosine
 
@@ -28,6 +29,7 @@ __all__ = [
     "SelfAttention",
     "TransformerBlock",
     "cross_entropy",
+    "keep_memory",
     "load_checkpoint",
     "save_checkpoint",
     "warmed_cosine",

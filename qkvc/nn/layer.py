@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qkvc._coerce import as_array, bad, shape_text
-from qkvc._linear import project
 
 Array = NDArray[Any]
 
@@ -39,13 +38,6 @@ class Parameter:
         """Add a gradient, which becomes the parameter's own."""
         if not self.frozen:
             self.grad = grad if self.grad is None else self.grad + grad
-
-    def add_product(self, a: Array, b: Array) -> None:
-        """Add ``a @ b.T``: of a weight, the gradients of what it gave, (N, tokens), and what it was given, (E, tokens)."""
-        if not self.frozen:
-            shape = (len(a), len(b))
-            plus = None if self.grad is None else self.grad.reshape(shape)
-            self.grad = project(a, b, plus=plus).reshape(self.value.shape)
 
 
 class Layer:

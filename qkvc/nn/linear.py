@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from math import sqrt
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from qkvc._coerce import as_count, as_real_dtype
+from qkvc._learning import bias_grad, weight_grad
 from qkvc._linear import project
 from qkvc.nn.layer import Array, Layer, Parameter, as_grad, as_input, as_rows
 
@@ -103,15 +104,9 @@ class Linear(Layer):
         """
         (x,) = self._recall()
         dy = as_grad(grad, (*x.shape[:-1], len(self.weight.value)), self.dtype, "Linear")
-        self._learn(as_rows(dy), as_rows(x))
+        rows = as_rows(dy)
+        if not self.weight.frozen:
+            self.weight.grad = weight_grad(rows, as_rows(x), self.weight.grad)
+        if self.bias is not None and not self.bias.frozen:
+            self.bias.grad = bias_grad(rows, self.bias.grad)
         return project(dy, self.weight.value.T, plus=plus)
-
-    def _learn(self, dy: Array, x: Array) -> None:
-        self.weight.add_product(dy.T, x.T)
-        if self.bias is not None:
-            self.bias.add_product(dy.T, ones(len(dy), self.dtype))
-
-
-def ones(count: int, dtype: Any) -> Array:
-    """A row of ones, of a single number's memory."""
-    return np.broadcast_to(np.ones(1, dtype), (1, count))
