@@ -14,11 +14,11 @@ import numpy as np
 
 from qkvc._coerce import as_like, as_operands, bad
 
-from qkvc._backtile cimport Desk, Gradients, back, desk_of, differentiate, over, prepare, store_query
+from qkvc._backtile cimport Desk, Gradients, back, desk_of, differentiate, fetch_tile, over, prepare, store_query
 from qkvc._cut cimport cut
-from qkvc._kernels cimport QKVC_BLOCK, QKVC_MAX_VECS, QKVC_REAL, Kernels
+from qkvc._kernels cimport QKVC_BLOCK, QKVC_MAX_VECS, QKVC_REAL, QKVC_WHOLE, Kernels
 from qkvc._plan cimport Plan, Problem, Run, View, data_of, make_plan, set_strides
-from qkvc._tile cimport MAX_TILE, Block, Scratch, Tile, batch_offset, get, lay_out, note_allowed, run_of, scratch_of
+from qkvc._tile cimport MAX_TILE, Block, Scratch, Tile, batch_offset, find, get, lay_out, note_allowed, run_of, scratch_of
 from qkvc._workers cimport Job, interrupted, padded
 
 cdef extern from "fpenv.h" nogil:
@@ -29,7 +29,6 @@ cdef str WHO = "attention_backward"
 
 cdef enum:
     STRIPE = 512    # queries of a chain, nearly
-    WHOLE = 48      # stripes begin at multiples of it: the tiles of every set divide it
     GROUPS = 8      # of stripes: so many parts of dK and dV there are at most
     ENOUGH = 4      # heads for each thread: fewer are cut into their groups
 
@@ -94,7 +93,9 @@ cdef inline Py_ssize_t groups_of(const Run *run) noexcept nogil:
 cdef inline Py_ssize_t tile_at(const Problem *p, const Run *run, Py_ssize_t stripe) noexcept nogil:
     """The first tile of a stripe, or the first behind all."""
     cdef Py_ssize_t stripes = stripes_of(run)
-    return run.shares if stripe == stripes else run.rows * stripe // stripes // WHOLE * WHOLE // (p.kernels.lanes * p.kernels.vecs)
+    if stripe == stripes:
+        return run.shares
+    return run.rows * stripe // stripes // QKVC_WHOLE * QKVC_WHOLE // (p.kernels.lanes * p.kernels.vecs)
 
 
 cdef bint do_stripe(Job *job, Scratch *s, Desk *r, int worker, const Run *run, Py_ssize_t head, Py_ssize_t stripe, bint careful,
@@ -106,6 +107,7 @@ cdef bint do_stripe(Job *job, Scratch *s, Desk *r, int worker, const Run *run, P
     cdef Py_ssize_t first = tile_at(p, run, stripe), end = tile_at(p, run, stripe + 1), last = run.tasks + (head + 1) * run.shares - 1, i
     cdef Py_ssize_t row = kn.lanes * kn.vecs * p.item, bytes
     cdef bint clean = True
+    cdef Tile next
     cdef Tile t = lay_out(p, s, last - end + 1)
     part.end = min(t.blocks * QKVC_BLOCK, keys_of(p, run))
     t = lay_out(p, s, last - first)
@@ -117,6 +119,9 @@ cdef bint do_stripe(Job *job, Scratch *s, Desk *r, int worker, const Run *run, P
             return True
         if i > first:
             t = lay_out(p, s, last - i)
+        if i + 1 < end:
+            next = find(p, last - i - 1)
+            fetch_tile(p, g, &next)
         walk_back(job, s, r, &t, worker, careful, rows_of(part))
         clean = clean and kn.finite(r.dQ, <int>p.D, r.one, t.vecs)
         if g.query.data:
@@ -348,6 +353,7 @@ cdef void measure(const Problem *p, Gradients *g) noexcept:
     for i in range(items_of(p) if p.runs else 1):
         run = item_of(p, i)
         g.groups = max(g.groups, groups_of(&run))
+        g.spare = g.spare or stripes_of(&run) > groups_of(&run)
         g.keys = max(g.keys, keys_of(p, &run))
     g.slab = padded(64 + (g.keys * g.pitch + MAX_TILE) * p.item)
 
@@ -362,7 +368,8 @@ cdef object given(Plan plan, View *view, object x, int head, int row):
     cdef Py_buffer *b
     shape = three(x, row)
     full = shape if plan.ragged is not None else (*plan.batch_shape(), *shape[len(shape) - 3:])
-    room = np.zeros(full, x.dtype if full == shape else plan.dtype)
+    make = np.empty if plan.problem.tiles else np.zeros  # where somebody has no queries, nobody comes to its keys
+    room = make(full, x.dtype if full == shape else plan.dtype)
     plan.borrow(view, &b, room, True)
     set_strides(&plan.problem, view, b, head, row)
     return room

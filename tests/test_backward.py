@@ -60,8 +60,8 @@ def assert_gradients(got: qkvc.AttentionGrads, grad_out: Any, *arrays: Any, grad
 # ---------------------------------------------------------------------------------------------------------------------------- numbers
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES + HALVES)
+# Of 16 bits, which only change how rows come and go, some shapes do.
+@pytest.mark.parametrize(("dtype", "shape"), [*itertools.product(DTYPES, SHAPES), *itertools.product(HALVES, SHAPES[1::3])], ids=str)
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_every_option(isa: str, kind: str, dtype: str, shape: Any, rng: np.random.Generator) -> None:
     batch, heads, lengths, _ = shape
