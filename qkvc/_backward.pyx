@@ -42,12 +42,30 @@ cdef inline char *rows_of(Part *part) noexcept nogil:
     return <char *>part + 64
 
 
+cdef inline void add_columns(const Kernels *kn, const Tile *t, const Block *b, int D, const char *dS, const char *allowed, const int *depth,
+                             const void *one, char *dQ) noexcept nogil:
+    """dQ <- dQ + KT dS; with `allowed`, pair by pair"""
+    if allowed == NULL:
+        kn.values(b.K, b.K_row, D, dS, depth, t.vecs, one, one, dQ)
+    else:
+        kn.values_selected(b.K, b.K_row, D, dS, allowed, depth, t.vecs, one, one, dQ)
+
+
+cdef inline void add_rows(const Kernels *kn, const Tile *t, const char *P, const char *allowed, const char *X, Py_ssize_t width,
+                          const int *depth, char *C, Py_ssize_t pitch) noexcept nogil:
+    """C <- C + P X; with `allowed`, pair by pair"""
+    if allowed == NULL:
+        kn.back_rows(P, X, <int>width, t.queries, depth, t.vecs, C, pitch)
+    else:
+        kn.back_rows_selected(P, allowed, X, <int>width, t.queries, depth, t.vecs, C, pitch)
+
+
 cdef void walk_back(Job *job, Scratch *s, Desk *r, const Tile *t, int worker, bint careful, char *part) noexcept nogil:
     """One tile of queries against every block of keys that it may see: its dQ, and what it adds to dK and dV."""
     cdef const Problem *p = <const Problem *>job.problem
     cdef const Gradients *g = <const Gradients *>job.extra
     cdef const Kernels *kn = p.kernels
-    cdef int D = <int>p.D, Q_width = <int>g.Q_width, O_width = <int>g.O_width, n = t.queries
+    cdef const char *allowed = s.allowed if careful else NULL
     cdef int[QKVC_MAX_VECS] depth
     cdef char *dK
     cdef char *dV
@@ -62,17 +80,16 @@ cdef void walk_back(Job *job, Scratch *s, Desk *r, const Tile *t, int worker, bi
             continue
         if p.softcap:
             kn.back_soften(r.dP, s.capped, p.softcap * p.unit, depth, t.vecs)       # dS <- dS tanh'
+        if careful:
+            note_allowed(p, s, t, depth, &b)
         dK = part + b.first * g.pitch * p.item
         dV = dK + g.Q_width * p.item
-        if not careful:
-            kn.values(b.K, b.K_row, D, r.dP, depth, t.vecs, r.one, r.one, r.dQ)     # dQ <- dQ + KT dS
-            kn.back_rows(r.dP, r.Q, Q_width, n, depth, t.vecs, dK, g.pitch)         # dK <- dK + dS Q
-            kn.back_rows(s.S, r.dO, O_width, n, depth, t.vecs, dV, g.pitch)         # dV <- dV + P dO
-        else:
-            note_allowed(p, s, t, depth, &b)
-            kn.values_selected(b.K, b.K_row, D, r.dP, s.allowed, depth, t.vecs, r.one, r.one, r.dQ)
-            kn.back_rows_selected(r.dP, s.allowed, r.Q, Q_width, n, depth, t.vecs, dK, g.pitch)
-            kn.back_rows_selected(s.S, s.allowed, r.dO, O_width, n, depth, t.vecs, dV, g.pitch)
+        if g.query.data:
+            add_columns(kn, t, &b, <int>p.D, r.dP, allowed, depth, r.one, r.dQ)     # dQ <- dQ + KT dS
+        if g.key.data:
+            add_rows(kn, t, r.dP, allowed, r.Q, g.Q_width, depth, dK, g.pitch)      # dK <- dK + dS Q
+        if g.value.data:
+            add_rows(kn, t, s.S, allowed, r.dO, g.O_width, depth, dV, g.pitch)      # dV <- dV + P dO
 
 
 # --------------------------------------------------------------------------------------------------------------- stripes and groups
