@@ -121,10 +121,11 @@ cdef void prepare(const Problem *p, const Gradients *g, Scratch *s, Desk *r, con
     kn.pack(row, 1, <int>p.D, p.scale * p.unit, t.vecs, s.QT)
     for i in range(lanes):
         put(p, r.lse, i, get(p, g.lse, s.index[i]) * LOG2_E)
-        put(p, r.one, i, 1)
         put(p, r.scale, i, p.scale)
         if g.grad_lse:
             put(p, r.delta, i, get(p, r.delta, i) - get(p, g.grad_lse, s.index[i]))
+    for i in range(kn.lanes * kn.vecs):
+        put(p, r.one, i, 1)
     memset(r.dQ, 0, <size_t>(kn.lanes * kn.vecs * p.D * p.item))
 
 

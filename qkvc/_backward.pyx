@@ -408,7 +408,6 @@ def backward_arrays(grad_out, query, key, value, out, lse, mask, bias, causal, q
     """(dQ, dK, dV, d bias, rowsum(dO O), lse, grad_lse); what nobody needs is None, and the last two are as they were used."""
     if value is None:
         raise TypeError(bad("value", "an array", "None", WHO))
-    query, key, value, _ = as_operands(query, key, value)
     cdef Plan plan = make_plan(query, key, value, mask, bias, causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap, scale,
                                head_scale, layout, None, False, num_threads, None, None, precision, False, starts, False, True)
     cdef Problem *p = &plan.problem
@@ -417,7 +416,9 @@ def backward_arrays(grad_out, query, key, value, out, lse, mask, bias, causal, q
     cdef int head = 3, row = 2
     if layout == "blhd":
         head, row = 2, 3
-    plan.plain = False
+    if not plan.plain:
+        query, key, value, _ = as_operands(query, key, value)
+    plan.plain = False  # from here on dtypes are looked at
     memset(&g, 0, sizeof(g))
     rows = plan.shape[:1] if len(plan.shape) == 2 else (*(() if starts is not None else plan.batch_shape()), p.heads, p.Lq)
     grad_out = taken(plan, &g.grad_out, "grad_out", grad_out, plan.shape, plan.dtype, head, row)

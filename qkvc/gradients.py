@@ -234,6 +234,8 @@ def _per_head(
 
     A sink takes exp(sink - lse) of a query and brings nothing: minus that, times delta.
     """
+    if wanted.isdisjoint(("sinks", "head_importance")):
+        return None, None
     dots, lse = np.atleast_2d(dots), np.atleast_2d(lse)
     importance = np.abs(_over_queries(dots, starts)) if "head_importance" in wanted else None
     if "sinks" not in wanted:
