@@ -16,7 +16,8 @@ ctypedef struct Gradients:
     Py_ssize_t O_width
     Py_ssize_t pitch           # of a row of dK and dV, side by side
     Py_ssize_t groups          # at most, of any batch item
-    int64_t keys               # ... of any
+    bint spare                 # are there more stripes than groups?
+    int64_t keys               # of the longest batch item
     Py_ssize_t slab            # bytes of a group's part
     char *slabs                # of all heads; NULL: a worker has those of one head
     double *bias               # the bias's gradient, contiguous, its strides 0 where the bias was broadcast ...
@@ -34,7 +35,7 @@ ctypedef struct Desk:
     char *dQ         # [D][tile]
     char *Q          # [tile][Q_width]
     char *dO         # [tile][O_width]
-    char *stripe     # one more part
+    char *stripe     # one more part, where groups have several stripes
     char *slabs      # groups' parts, unless all heads' are together
     char *spare      # a row of dK or dV
     Lanes lse, delta, one, scale
@@ -47,6 +48,7 @@ cdef inline Py_ssize_t over(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
 cdef Desk *desk_of(const Job *job, int worker) noexcept nogil
 
 # The steps, in the order in which they are taken; `differentiate` says False where nothing is to be seen, as `look` does.
+cdef void fetch_tile(const Problem *p, const Gradients *g, const Tile *t) noexcept nogil
 cdef void prepare(const Problem *p, const Gradients *g, Scratch *s, Desk *r, const Tile *t) noexcept nogil
 cdef bint differentiate(const Problem *p, const Gradients *g, Scratch *s, Desk *r, const Tile *t, int64_t index, int *depth, Block *b,
                         char *part) noexcept nogil

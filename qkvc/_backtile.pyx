@@ -8,6 +8,12 @@ from qkvc._plan cimport Plan, Problem, View
 from qkvc._tile cimport MAX_TILE, Block, Scratch, Tile, batch_offset, carve, get, look, put, score, scratch_of
 from qkvc._workers cimport Job, hire, padded, perform, slot
 
+cdef extern from *:
+    """
+    #define qkvc_fetch(x) __builtin_prefetch(x, 0, 2)
+    """
+    void qkvc_fetch(const void *x) nogil
+
 cdef double LOG2_E = 1.4426950408889634
 
 
@@ -25,7 +31,7 @@ cdef size_t furnish(const Problem *p, const Gradients *g, char *memory) noexcept
     r.dQ = slot(memory, &at, row * p.D)
     r.Q = slot(memory, &at, row * g.Q_width)
     r.dO = slot(memory, &at, row * g.O_width)
-    r.stripe = slot(memory, &at, g.slab)
+    r.stripe = slot(memory, &at, g.slab if g.spare else 0)
     r.slabs = slot(memory, &at, 0 if g.slabs else g.groups * g.slab)
     r.spare = slot(memory, &at, g.pitch * p.item)
     return at
@@ -51,6 +57,24 @@ cdef int back(Plan plan, Gradients *g, Task task, Py_ssize_t tasks) except -1:
 
 # ---------------------------------------------------------------------------------------------------------------------------- a tile
 
+cdef void fetch(const Problem *p, const View *view, const Tile *t, Py_ssize_t columns) noexcept nogil:
+    """The tile's rows of an operand, towards the cache: each is read once, and waited for."""
+    cdef const void *row[MAX_TILE]
+    cdef Py_ssize_t i, at
+    rows_in(p, view, t, row)
+    for i in range(t.queries):
+        for at in range(0, columns * view.size, 64):  # a line
+            qkvc_fetch(<const char *>row[i] + at)
+
+
+cdef void fetch_tile(const Problem *p, const Gradients *g, const Tile *t) noexcept nogil:
+    fetch(p, &p.query, t, p.D)
+    fetch(p, &g.grad_out, t, p.Dv)
+    fetch(p, &g.out, t, p.Dv)
+    if g.query.data:
+        fetch(p, &g.query, t, p.D)
+
+
 cdef void rows_in(const Problem *p, const View *view, const Tile *t, const void **row) noexcept nogil:
     """Where the lanes' rows of an operand lie; lanes beyond the last query repeat it."""
     cdef char *first = view.data + batch_offset(p, view, t.batch, p.first_query) * view.size
@@ -65,7 +89,8 @@ cdef void bring(const Problem *p, const View *view, const Tile *t, Py_ssize_t co
     """The lanes' rows as reals, side by side, `width` apart with zero behind the last column; `row` is where they are then."""
     cdef Py_ssize_t i
     rows_in(p, view, t, row)
-    memset(to, 0, <size_t>(t.queries * width * p.item))
+    if width > columns:
+        memset(to, 0, <size_t>(t.queries * width * p.item))
     for i in range(t.queries):
         p.kernels.gather(row[i], 0, view.col, view.kind, 1, <int>columns, to + i * width * p.item)
     for i in range(t.vecs * p.kernels.lanes):
@@ -96,10 +121,11 @@ cdef void prepare(const Problem *p, const Gradients *g, Scratch *s, Desk *r, con
     kn.pack(row, 1, <int>p.D, p.scale * p.unit, t.vecs, s.QT)
     for i in range(lanes):
         put(p, r.lse, i, get(p, g.lse, s.index[i]) * LOG2_E)
-        put(p, r.one, i, 1)
         put(p, r.scale, i, p.scale)
         if g.grad_lse:
             put(p, r.delta, i, get(p, r.delta, i) - get(p, g.grad_lse, s.index[i]))
+    for i in range(kn.lanes * kn.vecs):
+        put(p, r.one, i, 1)
     memset(r.dQ, 0, <size_t>(kn.lanes * kn.vecs * p.D * p.item))
 
 

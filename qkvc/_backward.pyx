@@ -14,11 +14,11 @@ import numpy as np
 
 from qkvc._coerce import as_like, as_operands, bad
 
-from qkvc._backtile cimport Desk, Gradients, back, desk_of, differentiate, over, prepare, store_query
+from qkvc._backtile cimport Desk, Gradients, back, desk_of, differentiate, fetch_tile, over, prepare, store_query
 from qkvc._cut cimport cut
-from qkvc._kernels cimport QKVC_BLOCK, QKVC_MAX_VECS, QKVC_REAL, Kernels
+from qkvc._kernels cimport QKVC_BLOCK, QKVC_MAX_VECS, QKVC_REAL, QKVC_WHOLE, Kernels
 from qkvc._plan cimport Plan, Problem, Run, View, data_of, make_plan, set_strides
-from qkvc._tile cimport MAX_TILE, Block, Scratch, Tile, batch_offset, get, lay_out, note_allowed, run_of, scratch_of
+from qkvc._tile cimport MAX_TILE, Block, Scratch, Tile, batch_offset, find, get, lay_out, note_allowed, run_of, scratch_of
 from qkvc._workers cimport Job, interrupted, padded
 
 cdef extern from "fpenv.h" nogil:
@@ -29,7 +29,6 @@ cdef str WHO = "attention_backward"
 
 cdef enum:
     STRIPE = 512    # queries of a chain, nearly
-    WHOLE = 48      # stripes begin at multiples of it: the tiles of every set divide it
     GROUPS = 8      # of stripes: so many parts of dK and dV there are at most
     ENOUGH = 4      # heads for each thread: fewer are cut into their groups
 
@@ -43,12 +42,30 @@ cdef inline char *rows_of(Part *part) noexcept nogil:
     return <char *>part + 64
 
 
+cdef inline void add_columns(const Kernels *kn, const Tile *t, const Block *b, int D, const char *dS, const char *allowed, const int *depth,
+                             const void *one, char *dQ) noexcept nogil:
+    """dQ <- dQ + KT dS; with `allowed`, pair by pair"""
+    if allowed == NULL:
+        kn.values(b.K, b.K_row, D, dS, depth, t.vecs, one, one, dQ)
+    else:
+        kn.values_selected(b.K, b.K_row, D, dS, allowed, depth, t.vecs, one, one, dQ)
+
+
+cdef inline void add_rows(const Kernels *kn, const Tile *t, const char *P, const char *allowed, const char *X, Py_ssize_t width,
+                          const int *depth, char *C, Py_ssize_t pitch) noexcept nogil:
+    """C <- C + P X; with `allowed`, pair by pair"""
+    if allowed == NULL:
+        kn.back_rows(P, X, <int>width, t.queries, depth, t.vecs, C, pitch)
+    else:
+        kn.back_rows_selected(P, allowed, X, <int>width, t.queries, depth, t.vecs, C, pitch)
+
+
 cdef void walk_back(Job *job, Scratch *s, Desk *r, const Tile *t, int worker, bint careful, char *part) noexcept nogil:
     """One tile of queries against every block of keys that it may see: its dQ, and what it adds to dK and dV."""
     cdef const Problem *p = <const Problem *>job.problem
     cdef const Gradients *g = <const Gradients *>job.extra
     cdef const Kernels *kn = p.kernels
-    cdef int D = <int>p.D, Q_width = <int>g.Q_width, O_width = <int>g.O_width, n = t.queries
+    cdef const char *allowed = s.allowed if careful else NULL
     cdef int[QKVC_MAX_VECS] depth
     cdef char *dK
     cdef char *dV
@@ -63,17 +80,16 @@ cdef void walk_back(Job *job, Scratch *s, Desk *r, const Tile *t, int worker, bi
             continue
         if p.softcap:
             kn.back_soften(r.dP, s.capped, p.softcap * p.unit, depth, t.vecs)       # dS <- dS tanh'
+        if careful:
+            note_allowed(p, s, t, depth, &b)
         dK = part + b.first * g.pitch * p.item
         dV = dK + g.Q_width * p.item
-        if not careful:
-            kn.values(b.K, b.K_row, D, r.dP, depth, t.vecs, r.one, r.one, r.dQ)     # dQ <- dQ + KT dS
-            kn.back_rows(r.dP, r.Q, Q_width, n, depth, t.vecs, dK, g.pitch)         # dK <- dK + dS Q
-            kn.back_rows(s.S, r.dO, O_width, n, depth, t.vecs, dV, g.pitch)         # dV <- dV + P dO
-        else:
-            note_allowed(p, s, t, depth, &b)
-            kn.values_selected(b.K, b.K_row, D, r.dP, s.allowed, depth, t.vecs, r.one, r.one, r.dQ)
-            kn.back_rows_selected(r.dP, s.allowed, r.Q, Q_width, n, depth, t.vecs, dK, g.pitch)
-            kn.back_rows_selected(s.S, s.allowed, r.dO, O_width, n, depth, t.vecs, dV, g.pitch)
+        if g.query.data:
+            add_columns(kn, t, &b, <int>p.D, r.dP, allowed, depth, r.one, r.dQ)     # dQ <- dQ + KT dS
+        if g.key.data:
+            add_rows(kn, t, r.dP, allowed, r.Q, g.Q_width, depth, dK, g.pitch)      # dK <- dK + dS Q
+        if g.value.data:
+            add_rows(kn, t, s.S, allowed, r.dO, g.O_width, depth, dV, g.pitch)      # dV <- dV + P dO
 
 
 # --------------------------------------------------------------------------------------------------------------- stripes and groups
@@ -94,7 +110,9 @@ cdef inline Py_ssize_t groups_of(const Run *run) noexcept nogil:
 cdef inline Py_ssize_t tile_at(const Problem *p, const Run *run, Py_ssize_t stripe) noexcept nogil:
     """The first tile of a stripe, or the first behind all."""
     cdef Py_ssize_t stripes = stripes_of(run)
-    return run.shares if stripe == stripes else run.rows * stripe // stripes // WHOLE * WHOLE // (p.kernels.lanes * p.kernels.vecs)
+    if stripe == stripes:
+        return run.shares
+    return run.rows * stripe // stripes // QKVC_WHOLE * QKVC_WHOLE // (p.kernels.lanes * p.kernels.vecs)
 
 
 cdef bint do_stripe(Job *job, Scratch *s, Desk *r, int worker, const Run *run, Py_ssize_t head, Py_ssize_t stripe, bint careful,
@@ -106,6 +124,7 @@ cdef bint do_stripe(Job *job, Scratch *s, Desk *r, int worker, const Run *run, P
     cdef Py_ssize_t first = tile_at(p, run, stripe), end = tile_at(p, run, stripe + 1), last = run.tasks + (head + 1) * run.shares - 1, i
     cdef Py_ssize_t row = kn.lanes * kn.vecs * p.item, bytes
     cdef bint clean = True
+    cdef Tile next
     cdef Tile t = lay_out(p, s, last - end + 1)
     part.end = min(t.blocks * QKVC_BLOCK, keys_of(p, run))
     t = lay_out(p, s, last - first)
@@ -117,6 +136,9 @@ cdef bint do_stripe(Job *job, Scratch *s, Desk *r, int worker, const Run *run, P
             return True
         if i > first:
             t = lay_out(p, s, last - i)
+        if i + 1 < end:
+            next = find(p, last - i - 1)
+            fetch_tile(p, g, &next)
         walk_back(job, s, r, &t, worker, careful, rows_of(part))
         clean = clean and kn.finite(r.dQ, <int>p.D, r.one, t.vecs)
         if g.query.data:
@@ -348,6 +370,7 @@ cdef void measure(const Problem *p, Gradients *g) noexcept:
     for i in range(items_of(p) if p.runs else 1):
         run = item_of(p, i)
         g.groups = max(g.groups, groups_of(&run))
+        g.spare = g.spare or stripes_of(&run) > groups_of(&run)
         g.keys = max(g.keys, keys_of(p, &run))
     g.slab = padded(64 + (g.keys * g.pitch + MAX_TILE) * p.item)
 
@@ -362,7 +385,8 @@ cdef object given(Plan plan, View *view, object x, int head, int row):
     cdef Py_buffer *b
     shape = three(x, row)
     full = shape if plan.ragged is not None else (*plan.batch_shape(), *shape[len(shape) - 3:])
-    room = np.zeros(full, x.dtype if full == shape else plan.dtype)
+    make = np.empty if plan.problem.tiles else np.zeros  # where somebody has no queries, nobody comes to its keys
+    room = make(full, x.dtype if full == shape else plan.dtype)
     plan.borrow(view, &b, room, True)
     set_strides(&plan.problem, view, b, head, row)
     return room
@@ -384,7 +408,6 @@ def backward_arrays(grad_out, query, key, value, out, lse, mask, bias, causal, q
     """(dQ, dK, dV, d bias, rowsum(dO O), lse, grad_lse); what nobody needs is None, and the last two are as they were used."""
     if value is None:
         raise TypeError(bad("value", "an array", "None", WHO))
-    query, key, value, _ = as_operands(query, key, value)
     cdef Plan plan = make_plan(query, key, value, mask, bias, causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap, scale,
                                head_scale, layout, None, False, num_threads, None, None, precision, False, starts, False, True)
     cdef Problem *p = &plan.problem
@@ -393,7 +416,9 @@ def backward_arrays(grad_out, query, key, value, out, lse, mask, bias, causal, q
     cdef int head = 3, row = 2
     if layout == "blhd":
         head, row = 2, 3
-    plan.plain = False
+    if not plan.plain:
+        query, key, value, _ = as_operands(query, key, value)
+    plan.plain = False  # from here on dtypes are looked at
     memset(&g, 0, sizeof(g))
     rows = plan.shape[:1] if len(plan.shape) == 2 else (*(() if starts is not None else plan.batch_shape()), p.heads, p.Lq)
     grad_out = taken(plan, &g.grad_out, "grad_out", grad_out, plan.shape, plan.dtype, head, row)

@@ -62,6 +62,8 @@ def as_operand(name: str, x: Any, who: str = "attention") -> NDArray[Any]:
 
 def as_like(name: str, x: Any, shape: tuple[int, ...], dtype: np.dtype[Any], who: str) -> NDArray[Any]:
     """An array of this shape as the kernels of a dtype can read it: of that dtype, or for float32 of 16 bits; aligned."""
+    if type(x) is np.ndarray and x.dtype == dtype and x.shape == shape and x.flags.aligned:  # what `attention` returned
+        return x
     array = as_operand(name, x, who)
     if array.shape != shape:
         raise ValueError(bad(name, f"shape {shape}", shape_text(array), who))

@@ -11,6 +11,7 @@ cdef extern from "kernels.h" nogil:
         QKVC_BFLOAT16
         QKVC_INT8
         QKVC_FEW
+        QKVC_WHOLE
 
     ctypedef struct AdamW "struct qkvc_adamw":
         double clip, beta1, beta2, step, root, eps, keep

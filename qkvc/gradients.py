@@ -101,9 +101,10 @@ def attention_backward(
 
     Notes
     -----
-    Memory beside the results: ``itemsize * (D + Dv) * L_k`` bytes (D and Dv rounded up to whole vectors), ``2 + min(8, L_q * H_q / H_kv //
-    512)`` times for each thread, or, where key heads of the whole batch are fewer than four for each thread, one more than that for each of
-    these heads instead; and under 2 MB a thread for D and Dv up to 640.
+    Memory beside the results: parts of dK and dV take ``itemsize * (D + Dv) * L_k`` bytes each, D and Dv rounded up to whole vectors.  With
+    ``rows = L_q * H_q / H_kv`` there are ``min(8, max(1, rows // 512))`` of them for each thread, or for each key head of the whole batch
+    where these are fewer than four a thread; and from 4608 rows on, one more for each thread.  Scratch is under 2 MB a thread for D and Dv
+    up to 640.  A bias's gradient is summed in float64; broadcast operands have theirs in full before they are summed.
 
     Bits do not depend on threads, batch, heads, neighbours, layout or strides (docs/arithmetic.md, clause 10).
 
@@ -233,6 +234,8 @@ def _per_head(
 
     A sink takes exp(sink - lse) of a query and brings nothing: minus that, times delta.
     """
+    if wanted.isdisjoint(("sinks", "head_importance")):
+        return None, None
     dots, lse = np.atleast_2d(dots), np.atleast_2d(lse)
     importance = np.abs(_over_queries(dots, starts)) if "head_importance" in wanted else None
     if "sinks" not in wanted:

@@ -7,6 +7,8 @@
  *
  * Rows of dO and Q lie side by side there, `width` apart, a multiple of LANES with zero behind the last column. */
 
+_Static_assert(QKVC_WHOLE % TILE == 0, "a stripe would begin inside a tile");
+
 /* delta[lane] = sum over c of A[c][lane] B[c][lane], in segments */
 static void back_delta(const void *A, const void *B, int n, int vecs, void *delta)
 {

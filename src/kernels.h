@@ -18,6 +18,7 @@
 
 #define QKVC_BLOCK 128 /* keys per block: W of docs/arithmetic.md, measured there */
 #define QKVC_MAX_VECS 3
+#define QKVC_WHOLE 48 /* queries: every tile divides it, so stripes of the backward begin where tiles of any set do */
 #define QKVC_FEW 16 /* most queries of the few_ functions, if a tile holds them */
 
 /* How an array keeps its numbers: as the set's reals, or in 16 bits, which are widened on the way in and rounded on the way out; or, of

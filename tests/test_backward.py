@@ -60,8 +60,8 @@ def assert_gradients(got: qkvc.AttentionGrads, grad_out: Any, *arrays: Any, grad
 # ---------------------------------------------------------------------------------------------------------------------------- numbers
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES + HALVES)
+# Of 16 bits, which only change how rows come and go, some shapes do.
+@pytest.mark.parametrize(("dtype", "shape"), [*itertools.product(DTYPES, SHAPES), *itertools.product(HALVES, SHAPES[1::3])], ids=str)
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_every_option(isa: str, kind: str, dtype: str, shape: Any, rng: np.random.Generator) -> None:
     batch, heads, lengths, _ = shape
@@ -75,7 +75,7 @@ def test_every_option(isa: str, kind: str, dtype: str, shape: Any, rng: np.rando
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("lengths", [(1100, 700), (600, 1500), (4400, 70)], ids=str)
+@pytest.mark.parametrize("lengths", [(1100, 200), (600, 300), (4400, 70)], ids=str)
 @pytest.mark.parametrize("kind", ["plain", "causal", "window"])
 def test_several_stripes_and_groups(isa: str, kind: str, lengths: tuple[int, int], dtype: str, rng: np.random.Generator) -> None:
     """4400 queries are 8 stripes, which 2 heads to a key head make 17 of, in 8 groups."""
@@ -87,8 +87,8 @@ def test_several_stripes_and_groups(isa: str, kind: str, lengths: tuple[int, int
 
 def accuracy(rng: np.random.Generator, lengths: tuple[int, int], dims: tuple[int, int]) -> list[float]:
     """Largest errors of dQ, dK and dV, in those of naive float32."""
-    arrays = operands_in("float32", rng, (2,), (4, 2), lengths, dims)
-    grad_out = normal(rng, 2, 4, lengths[0], dims[1])
+    arrays = operands_in("float32", rng, (), (2, 1), lengths, dims)
+    grad_out = normal(rng, 2, lengths[0], dims[1])
     exact = reference_backward(grad_out, *arrays)
     naive = reference_backward(grad_out, *arrays, dtype=np.float32)
     got = gradients(grad_out, *arrays)
