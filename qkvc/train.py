@@ -222,8 +222,11 @@ class Run:
             raise FloatingPointError(f"{bad(what, 'a finite number', str(loss), WHO)}, {self._where()}")
 
     def _where(self) -> str:
+        return f"at step {self.step}: a smaller lr may help; the last checkpoint is {self._last()}"
+
+    def _last(self) -> str:
         files = self.checkpoints()
-        return f"at step {self.step}: a smaller lr may help; the last checkpoint is {files[-1] if files else 'none yet'}"
+        return str(files[-1]) if files else "none yet"
 
     # ------------------------------------------------------------------------------------------------------------------- checkpoints
 
@@ -232,7 +235,11 @@ class Run:
         path = self.directory / f"step-{self.step:08}.safetensors"
         tensors = {f"model.{name}": x for name, x in self.model.state().items()} | self.optimiser.state()
         about = {"settings": asdict(self.settings), "text": self.text.hash, "losses": self.losses, "points": self.points}
-        save_checkpoint(path, tensors, about)
+        try:
+            save_checkpoint(path, tensors, about)
+        except OSError as error:
+            what = f"{error.strerror}: the checkpoint of step {self.step} could not be written; the last one is {self._last()}"
+            raise OSError(error.errno, what) from None
         for old in self.checkpoints()[:-KEPT]:
             old.unlink()
         return path
@@ -347,7 +354,7 @@ def train(settings: Settings, source: Path | None, directory: Path, prompt: str,
 
             run.go(report)
     except KeyboardInterrupt:
-        complain(f"stopped at step {run.step}; the same command goes on from {run.checkpoints()[-1]}")
+        complain(f"stopped at step {run.step}; the same command goes on from {run._last()}")
         raise
     run.export()
     say(f"held back: {run.points[-1].loss:.3f} nats a byte; who knows how often each byte comes and nothing else: {entropy:.3f}")

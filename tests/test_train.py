@@ -16,7 +16,8 @@ import pytest
 
 import qkvc
 from qkvc.cli import main
-from qkvc.nn import DamagedCheckpoint, load_checkpoint
+from qkvc.models import LanguageModel
+from qkvc.nn import AdamW, DamagedCheckpoint, load_checkpoint, warmed_cosine
 from qkvc.train import Run, Settings, Text, own_text
 
 from .support import assert_refused, assert_same_bits, run_child
@@ -75,6 +76,51 @@ def test_it_learns(tmp_path: Path) -> None:
     tensors, about = load_checkpoint(run.checkpoints()[-1])
     assert about["losses"] == run.losses
     assert sum(array.size for name, array in tensors.items() if name.startswith("model.")) == run.model.num_parameters()
+
+
+def test_the_curve_is_torchs(tmp_path: Path) -> None:
+    """The same model, batches and optimiser by torch's autograd, in float64 so that nothing but the formulas counts."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    f, s = torch.nn.functional, replace(SMALL, steps=10)
+    run = run_of(tmp_path, s)
+    run.model = LanguageModel(256, s.width, layers=s.layers, heads=s.heads, rng=s.seed, dtype="float64")
+    run.optimiser = AdamW(run.model.parameters(), weight_decay=s.weight_decay, clip=s.clip)
+    weights = {name: torch.tensor(x, requires_grad=True) for name, x in run.model.state().items()}
+    groups = [{"params": [x for x in weights.values() if x.ndim > 1], "weight_decay": s.weight_decay}]
+    groups += [{"params": [x for x in weights.values() if x.ndim == 1], "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    cos, sin = (torch.tensor(np.tile(x, 2)) for x in qkvc.RopeConfig().tables(np.arange(s.length), s.width // s.heads, "float64"))
+
+    def placed(x: Any, name: str) -> Any:
+        x = f.linear(x, weights[name]).unflatten(-1, (s.heads, -1)).transpose(1, 2)
+        low, high = x.chunk(2, -1)
+        return x if name.endswith("v_weight") else x * cos + torch.cat((-high, low), -1) * sin
+
+    def loss_of(ids: Any, targets: Any) -> Any:
+        x = weights["embedding.weight"][ids]
+        for block in (f"blocks.{index}" for index in range(s.layers)):
+            y = f.rms_norm(x, (s.width,), weights[f"{block}.norm_1.weight"], 1e-6)
+            heads = f.scaled_dot_product_attention(*(placed(y, f"{block}.attention.{part}_weight") for part in "qkv"), is_causal=True)
+            x = x + f.linear(heads.transpose(1, 2).flatten(2), weights[f"{block}.attention.out_weight"])
+            y = f.rms_norm(x, (s.width,), weights[f"{block}.norm_2.weight"], 1e-6)
+            gate, up = (f.linear(y, weights[f"{block}.feed_forward.{part}.weight"]) for part in ("gate", "up"))
+            x = x + f.linear(f.silu(gate) * up, weights[f"{block}.feed_forward.down.weight"])
+        scores = f.linear(f.rms_norm(x, (s.width,), weights["norm.weight"], 1e-6), weights["head.weight"])
+        return f.cross_entropy(scores.flatten(0, 1), targets.flatten())
+
+    theirs = []
+    for step in range(s.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = warmed_cosine(step, s.steps, lr=s.lr, warmup=s.steps // 20)
+        loss = loss_of(*map(torch.from_numpy, run.text.batch(s.batch, s.seed, step)))
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights.values(), s.clip)
+        optimiser.step()
+        theirs.append(loss.item())
+    run.go(lambda run: None)
+    assert theirs[-1] < theirs[0]
+    np.testing.assert_allclose(run.losses, theirs, rtol=1e-7)  # torch adds 1e-6 to the gradient's length before it divides
 
 
 def test_stopped_and_gone_on(straight: Path, tmp_path: Path) -> None:
@@ -141,6 +187,8 @@ def test_a_full_disk(straight: Path, tmp_path: Path) -> None:
             run_of(Path({str(tmp_path)!r})).go(report)
         except OSError as error:
             assert "File too large" in str(error), error
+            assert "step 8" in str(error), error
+            assert "step-00000004.safetensors" in str(error), error
         else:
             raise SystemExit("nothing failed")
         """,
