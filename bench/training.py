@@ -142,7 +142,7 @@ def torch(problem: Step, threads: int) -> Iterator[Form]:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(t.values(), 1.0)
             optimiser.step()
-            return float(loss)
+            return float(loss.item())
 
         return Form(name, step, loss_of, partial(torch_setting, threads, learning=True))
 

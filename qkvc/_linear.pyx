@@ -301,7 +301,7 @@ def project(x, weight, bias=None, out=None, num_threads=None, bint gelu=False, p
     cdef Job job
     cdef Py_buffer[5] buffers
     cdef int held = 0, threads = threads_for(num_threads)
-    cdef object array, turned = None  # which lives as long as the call
+    cdef object array
     if not 0 < x.ndim <= MAX_AXES:
         raise ValueError(bad("x", f"1 to {MAX_AXES} axes", shape_text(x), "project"))
     *leading, E = x.shape
@@ -341,7 +341,7 @@ def project(x, weight, bias=None, out=None, num_threads=None, bint gelu=False, p
         p.W, p.rs, p.cs = <const char *>buffers[1].buf, buffers[1].strides[0] // p.item, buffers[1].strides[1] // p.item
         p.bias = <const char *>buffers[4].buf if held == 5 else NULL
         if p.rs == 1 and p.cs != 1 and p.T >= MANY:
-            turned = turn(&p, dtype, threads)
+            weight = turn(&p, dtype, threads)  # a name keeps it alive
         threads = cut(&p, threads)
         hire(&job, &p, NULL, <int>min(p.tiles * p.ranges, threads), carve(&p, NULL), 2.0 * p.T * p.N * p.E, "project")
         perform(&job, multiply_few if p.few else multiply, p.tiles * p.ranges, threads)
