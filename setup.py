@@ -38,7 +38,7 @@ def extension(name: str, sources: list[str]) -> Extension:
 setup(
     options={"build_ext": {"parallel": os.cpu_count()}},
     # Named one by one: setuptools takes any src/ for the package root.  The benchmarks ship as qkvc.bench, for `qkvc bench`.
-    packages=["qkvc", "qkvc.integrations", "qkvc.models", "qkvc.bench"],
+    packages=["qkvc", "qkvc.integrations", "qkvc.models", "qkvc.nn", "qkvc.bench"],
     package_dir={"qkvc.bench": "bench"},
     package_data={"qkvc": ["py.typed", "*.pyi", "*.pxd"]},
     ext_modules=cythonize(
@@ -50,6 +50,8 @@ setup(
             extension("_tile", []),
             extension("_decode", []),
             extension("_attention", []),
+            extension("_backtile", []),
+            extension("_backward", []),
             extension("_inside", []),
             extension("_parts", []),
             extension("_describe", []),
@@ -57,6 +59,8 @@ setup(
             extension("_linear", []),
             extension("_layers", []),
             extension("_rotary", []),
+            extension("_passes", []),
+            extension("_rows", []),
         ],
         build_dir="build/debug" if DEBUG else "build",
         force=ANNOTATE,

@@ -32,7 +32,8 @@ class Case:
 
     `work` "stats" asks for `attention_stats` instead, "module" for a multi-head layer of width heads x dim on `batch` texts, "qwen3" for
     one that norms and turns its queries and keys, "varlen" for sequences of up to `keys` keys without padding, "step" for the next token
-    of a cache that keeps `dtype`, "model" for the vectors of `batch` sentences of about `queries` tokens.
+    of a cache that keeps `dtype`, "model" for the vectors of `batch` sentences of about `queries` tokens, "training" for a step of a
+    language model of six layers on `batch` texts.
     """
 
     batch: int
@@ -79,6 +80,8 @@ class Case:
             return f"module {self.batch}x{self.queries}x{self.width}/{self.heads}"
         if self.work == "qwen3":
             return f"qwen3 {self.batch}x{self.queries}x{self.width}/{self.heads}/{self.kv_heads}"
+        if self.work == "training":
+            return f"training {self.batch}x{self.queries}x{self.width}/{self.heads}"
         if self.work == "model":
             return f"MiniLM {self.batch} sentence{'s' * (self.batch > 1)}"
         heads, length, width = (
@@ -137,8 +140,8 @@ class Case:
 
     @property
     def unit(self) -> str:
-        """The unit that says most: a small call's latency, the rate at which one query reads the cache, arithmetic, or sentences."""
-        if unit := {"model": "sentences/s", "step": "tokens/s"}.get(self.work):
+        """The unit that says most: a small call's latency, the rate at which one query reads the cache, arithmetic, sentences or tokens."""
+        if unit := {"model": "sentences/s", "step": "tokens/s", "training": "tokens/s"}.get(self.work):
             return unit
         if self.batch * self.heads * self.queries * self.keys * (self.dim + self.v_dim) < 2_000_000:
             return "µs"
@@ -275,6 +278,8 @@ CASES: tuple[Case, ...] = (
     Case(1, 12, 40, 32, goal=Goal(torch_time=1 / 1.5), work="model", kind="model"),
     Case(8, 12, 40, 32, goal=Goal(torch_time=1 / 1.5), work="model", kind="model"),
     Case(32, 12, 40, 32, goal=Goal(torch_time=1 / 1.5), work="model", kind="model"),
+    # Learning: six layers, forward and backward and AdamW.
+    Case(8, 6, 256, 64, causal="top-left", goal=Goal(torch_time=1 / 1.2), work="training", kind="training"),
 )
 
 QUICK: tuple[str, ...] = ("1x1x3x4", "8x12x128x64", "1x12x1024x64 causal", "8x12x1/1024x64")

@@ -117,6 +117,8 @@ class CaseResult:
             return contestant.time * 1e6
         if self.case.unit in ("sentences/s", "tokens/s"):
             return self.case.batch / contestant.time
+        if self.case.unit == "tokens/s":
+            return self.case.batch * self.case.queries / contestant.time
         return (self.case.bytes if self.case.unit == "GB/s" else self._flops(contestant)) / 1e9 / contestant.time
 
 

@@ -26,12 +26,12 @@ from .problems import CannotExpress, Floats, Problem, row_blocks
 
 
 @contextmanager
-def torch_setting(threads: int) -> Iterator[None]:
+def torch_setting(threads: int, learning: bool = False) -> Iterator[None]:
     torch: Any = import_module("torch")
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(not learning):
             yield
     finally:
         torch.set_num_threads(before)

@@ -21,6 +21,7 @@ from qkvc.functional import (
     softmax,
     split_heads,
 )
+from qkvc.gradients import AttentionGrads, attention_backward, attention_varlen_backward, attention_vjp
 from qkvc.inside import AttentionStats, attention_scores, attention_stats, attention_weights
 from qkvc.multihead import MultiHeadAttention
 from qkvc.parts import AttentionParts, attention_parts, merge_attention
@@ -33,6 +34,7 @@ if "threadpoolctl" in _sys.modules:
     _import_module("qkvc.integrations.threadpools")
 
 __all__ = [
+    "AttentionGrads",
     "AttentionOutput",
     "AttentionParts",
     "AttentionStats",
@@ -42,11 +44,14 @@ __all__ = [
     "MultiHeadAttention",
     "RopeConfig",
     "attention",
+    "attention_backward",
     "attention_parts",
     "attention_scores",
     "attention_stats",
     "attention_varlen",
+    "attention_varlen_backward",
     "attention_varlen_with_lse",
+    "attention_vjp",
     "attention_weights",
     "attention_with_lse",
     "concat_heads",

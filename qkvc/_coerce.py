@@ -64,6 +64,18 @@ def as_operand(name: str, x: Any, who: str = "attention") -> NDArray[Any]:
     return as_real(name, array, who)
 
 
+def as_like(name: str, x: Any, shape: tuple[int, ...], dtype: np.dtype[Any], who: str) -> NDArray[Any]:
+    """An array of this shape as the kernels of a dtype can read it: of that dtype, or for float32 of 16 bits; aligned."""
+    if type(x) is np.ndarray and x.dtype == dtype and x.shape == shape and x.flags.aligned:  # what `attention` returned
+        return x
+    array = as_operand(name, x, who)
+    if array.shape != shape:
+        raise ValueError(bad(name, f"shape {shape}", shape_text(array), who))
+    if array.dtype.itemsize > 2 or dtype == np.float64:
+        array = array.astype(dtype, copy=False)
+    return array if array.flags.aligned else array.copy()
+
+
 def as_real_dtype(x: Any, who: str) -> np.dtype[Any]:
     dtype: np.dtype[Any] = np.dtype(x)
     if dtype not in (np.float32, np.float64):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -60,6 +61,21 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, 
     for row in (columns, ["-" * width for width in widths], *rows):
         cells = [cell.ljust if index < text_columns else cell.rjust for index, cell in enumerate(row)]
         print("  ".join(justify(width) for justify, width in zip(cells, widths, strict=True)).rstrip())
+
+
+@contextmanager
+def progress(total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
+    """A bar that is told how much is done and what to say beside it.  Without rich, or where nobody watches, there is none."""
+    console = _rich()
+    if console is None or not console.is_terminal:
+        yield lambda done, text: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}", markup=False), TimeRemainingColumn()
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=total, completed=done, text="")
+        yield lambda done, text: bar.update(task, completed=done, text=text)
 
 
 ALIGNMENTS = ("top-left", "bottom-right")

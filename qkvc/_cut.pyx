@@ -29,7 +29,7 @@ cdef double MOST_PARTS = 1e9  # bytes
 cdef Py_ssize_t most_few(const Problem *p, Py_ssize_t keys, int threads) noexcept:
     """So few queries of all heads of a group that their roles and the keys' are better swapped; `keys` of all batch items."""
     cdef Py_ssize_t most = FEW
-    if p.value.data == NULL or p.apart:
+    if p.value.data == NULL or p.apart or p.backward:
         return 0
     if <double>p.kv_heads * keys * (p.D + p.Dv) * p.item > BEYOND_CACHES:
         most = FEW_FROM_MEMORY
@@ -64,6 +64,8 @@ cdef Py_ssize_t pieces_of(const Problem *p, Py_ssize_t keys, double heads) noexc
 cdef Py_ssize_t tiles_of(const Problem *p, Py_ssize_t rows, double heads) noexcept:
     """Tiles of a head: as wide as there are registers, or narrower, so that every thread has work."""
     cdef Py_ssize_t vectors = over(rows, p.kernels.lanes)
+    if p.backward:
+        return over(vectors, p.kernels.vecs)
     return min(vectors, max(over(vectors, p.kernels.vecs), <Py_ssize_t>ceil(2 * p.threads / heads)))
 
 

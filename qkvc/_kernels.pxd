@@ -11,6 +11,10 @@ cdef extern from "kernels.h" nogil:
         QKVC_BFLOAT16
         QKVC_INT8
         QKVC_FEW
+        QKVC_WHOLE
+
+    ctypedef struct AdamW "struct qkvc_adamw":
+        double clip, beta1, beta2, step, root, eps, keep
 
     ctypedef struct Kernels "struct qkvc_kernels":
         const char *name
@@ -26,6 +30,7 @@ cdef extern from "kernels.h" nogil:
         void (*gather_values)(const void *x, Py_ssize_t row, Py_ssize_t col, int kind, int rows, int cols, void *to) noexcept nogil
         void (*shorten)(const void *x, int n, int kind, void *to, Py_ssize_t col) noexcept nogil
         void (*pack)(const void *const *rows, Py_ssize_t col, int cols, double scale, int vecs, void *panel) noexcept nogil
+        void (*transpose)(const void *x, Py_ssize_t row, int rows, int cols, void *to, Py_ssize_t to_row) noexcept nogil
         void (*pack_queries)(const void *const *rows, Py_ssize_t col, int cols, double scale, int vecs, void *QT) noexcept nogil
         void (*scores)(const void *K, Py_ssize_t row, int D, const void *QT, const int *depth, int vecs, const void *V, Py_ssize_t V_row,
                        int Dv, void *pairs, void *S) noexcept nogil
@@ -45,6 +50,13 @@ cdef extern from "kernels.h" nogil:
         void (*norm)(void *Y, const void *R, int rows, int vecs, double eps, const void *weight, const void *bias) noexcept nogil
         void (*turn)(void *x, int width, const void *weight, double eps, int pairs, bint interleaved, const void *cos,
                      const void *sin) noexcept nogil
+        void (*norm_grad)(const void *x, const void *g, const void *weight, const void *also, int width, double eps, bint centred,
+                          void *dx, void *dweight, void *dbias) noexcept nogil
+        void (*gelu_grad)(const void *x, const void *g, Py_ssize_t n, void *dx) noexcept nogil
+        void (*swiglu)(const void *gate, const void *x, Py_ssize_t n, void *out) noexcept nogil
+        void (*swiglu_grad)(const void *gate, const void *x, const void *g, Py_ssize_t n, void *dgate, void *dx) noexcept nogil
+        double (*square_sum)(const void *x, int n) noexcept nogil
+        void (*adamw)(void *w, const void *grad, void *m, void *v, Py_ssize_t n, const AdamW *constants) noexcept nogil
         void (*few_pack)(const void *const *rows, Py_ssize_t col, int D, double scale, int queries, void *Q) noexcept nogil
         void (*few_scores)(const void *Q, int queries, int D, const void *K, Py_ssize_t row, int kind, int n, void *S) noexcept nogil
         void (*few_softmax)(void *S, int queries, int n, void *m_b, void *l_b) noexcept nogil
@@ -64,6 +76,14 @@ cdef extern from "kernels.h" nogil:
         void (*weigh)(void *S, const void *shift, const int *depth, int vecs) noexcept nogil
         void (*summarise)(const void *S, const void *shift, const void *factor, const void *position, const int *depth, int vecs,
                           void *spread, void *distance, void *most, void *mass) noexcept nogil
+        void (*back_delta)(const void *A, const void *B, int n, int vecs, void *delta) noexcept nogil
+        void (*back_softmax)(void *S, void *dP, const void *shift, const void *delta, const int *depth, int vecs) noexcept nogil
+        void (*back_soften)(void *dS, const void *S, double cap, const int *depth, int vecs) noexcept nogil
+        void (*back_rows)(const void *P, const void *X, int width, int queries, const int *depth, int vecs, void *C,
+                          Py_ssize_t pitch) noexcept nogil
+        void (*back_rows_selected)(const void *P, const void *allowed, const void *X, int width, int queries, const int *depth, int vecs,
+                                   void *C, Py_ssize_t pitch) noexcept nogil
+        void (*back_sum)(const void *const *parts, int count, int n, double scale, void *to) noexcept nogil
         void (*row_max)(const void *x, Py_ssize_t n, void *partial) noexcept nogil
         void (*row_sum)(const void *x, Py_ssize_t n, double max, void *partial) noexcept nogil
         void (*row_exp)(const void *x, Py_ssize_t n, double max, double factor, void *out) noexcept nogil

@@ -9,4 +9,5 @@ def project(
     out: NDArray[Any] | None = None,
     num_threads: int | None = None,
     gelu: bool = False,
+    plus: NDArray[Any] | None = None,
 ) -> NDArray[Any]: ...

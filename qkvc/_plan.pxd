@@ -65,16 +65,18 @@ ctypedef struct Problem:
     bint copy_key, copy_value             # are blocks copied before the kernels read them?  And those of few queries,
     bint few_copy_key, few_copy_value     # which widen as they load, and join value rows themselves
     bint few_bytes                        # ... and read int8 where it lies, if the set can
+    bint backward             # tiles are whole, so that their borders are those of stripes (_backward.pyx)
     bint apart                # blocks are not merged: every one has a place of its own in out, which has an axis more, the first
     int threads
     char *lse                 # reals (batch, heads, Lq), contiguous, or NULL
 
 cdef class Plan:
     cdef Problem problem
-    cdef Py_buffer[7] buffers
+    cdef Py_buffer[12] buffers
     cdef int held
     cdef bint plain           # query, key and value are float32 arrays
     cdef readonly object out, lse
+    cdef readonly tuple shape  # of out
     cdef readonly object dtype  # of what is computed, and of lse: float32 or float64
     cdef object ragged        # lengths of the sequences' queries and of their keys, or None
     cdef list kept            # arrays that only their pointers in `problem` still know
@@ -83,6 +85,8 @@ cdef class Plan:
     cdef int place(self, str name, object x, Py_buffer **shape, View *view) except -1
     cdef tuple batch_shape(self)
 
+# Of an operand whose batch axes are the problem's; `head` and `row` count axes from the end.
+cdef void set_strides(Problem *p, View *view, Py_buffer *b, int head, int row) noexcept
 
 # Where an array's numbers lie.
 cdef inline char *data_of(object array) except? NULL:
@@ -93,4 +97,4 @@ cdef inline char *data_of(object array) except? NULL:
 cdef Plan make_plan(object query, object key, object value, object mask, object bias, object causal, object q_offset, object window,
                     object key_lengths, object alibi_slopes, object sinks, object softcap, object scale, object head_scale, object layout,
                     object out, bint want_lse, object num_threads, object chosen=*, object rows_in_all=*,
-                    object precision=*, bint apart=*, object starts=*, bint in_bytes=*)
+                    object precision=*, bint apart=*, object starts=*, bint in_bytes=*, bint backward=*)

@@ -291,7 +291,7 @@ cdef bint exact(object x) except -1:
 cdef Plan make_plan(object query, object key, object value, object mask, object bias, object causal, object q_offset, object window,
                     object key_lengths, object alibi_slopes, object sinks, object softcap, object scale, object head_scale, object layout,
                     object out, bint want_lse, object num_threads, object chosen=None, object rows_in_all=None,
-                    object precision=None, bint apart=False, object starts=None, bint in_bytes=False):
+                    object precision=None, bint apart=False, object starts=None, bint in_bytes=False, bint backward=False):
     cdef Plan plan = Plan.__new__(Plan)
     cdef Problem *p = &plan.problem
     cdef Py_buffer *q
@@ -331,7 +331,7 @@ cdef Plan make_plan(object query, object key, object value, object mask, object 
     p.kernels = kernels_in_use()
     if plan.dtype is not FLOAT32:
         p.kernels = p.kernels.float64
-    elif v != NULL and p.kernels.bfloat16 != NULL and p.query.kind == p.key.kind == p.value.kind == QKVC_BFLOAT16:
+    elif v != NULL and not backward and p.kernels.bfloat16 != NULL and p.query.kind == p.key.kind == p.value.kind == QKVC_BFLOAT16:
         p.kernels = p.kernels.bfloat16
     p.Lq, p.heads = length_of(q, row), heads_of(q, head)
     p.Lk, p.kv_heads = length_of(k, row), heads_of(k, head)
@@ -378,7 +378,7 @@ cdef Plan make_plan(object query, object key, object value, object mask, object 
     positions(plan, causal, q_offset, window, key_lengths, alibi_slopes is not None, rows_in_all)
     if chosen is not None:
         p.chosen = kept_integers(plan, chosen)
-    p.apart = apart
+    p.apart, p.backward = apart, backward
     if starts is None:
         cut(p, num_threads)
     else:
@@ -393,6 +393,8 @@ cdef Plan make_plan(object query, object key, object value, object mask, object 
             shape = (*batch, p.heads, p.Lq, p.Dv) if row == 2 else (*batch, p.Lq, p.heads, p.Dv)
         if apart:
             shape, dtype = ((p.Lk + QKVC_BLOCK - 1) // QKVC_BLOCK, *shape), plan.dtype
+        plan.shape = shape
+    if v != NULL and not backward:
         if out is None:
             plan.out = empty(shape, dtype)
         else:

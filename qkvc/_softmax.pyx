@@ -13,11 +13,6 @@ cdef enum:
     MAX_LANES = 16
     PIECE = 4096  # terms summed in the dtype of the row, with their rounding errors; the pieces are summed in double, with theirs
 
-ctypedef fused real:
-    float
-    double
-
-
 cdef struct Rows:
     const Kernels *kernels
     const void *x

@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t, uint8_t
 
 from qkvc._kernels cimport QKVC_BLOCK, QKVC_FEW, Task
-from qkvc._plan cimport Plan, Problem, View
+from qkvc._plan cimport Plan, Problem, Run, View
 from qkvc._workers cimport Job
 
 cdef enum:
@@ -23,6 +23,7 @@ ctypedef struct Scratch:
     char *part       # of one block of few queries
     char *bias       # [W][tile], mask and bias of the block, keys down
     char *allowed    # [W][tile], -inf where masked: only for the careful walk
+    char *capped     # [W][tile], S behind softcap: only for the backward
     char *K          # [W][D] and [W][Dv]: copies of blocks that cannot be read in place
     char *V
     char *rows       # [tile][D or Dv]: queries on the way in and results on the way out, where arrays keep them in 16 bits
@@ -83,6 +84,8 @@ cdef inline void put(const Problem *p, void *x, Py_ssize_t i, double value) noex
 
 # The steps of a sweep, in the order in which they are taken.
 cdef Scratch *scratch_of(const Job *job, int worker) noexcept nogil
+cdef Py_ssize_t batch_offset(const Problem *p, const View *view, Py_ssize_t item, const int64_t *first) noexcept nogil
+cdef Run run_of(const Problem *p, Py_ssize_t task) noexcept nogil
 cdef Tile find(const Problem *p, Py_ssize_t task) noexcept nogil
 cdef Tile lay_out(const Problem *p, Scratch *s, Py_ssize_t task) noexcept nogil
 cdef void fetch_queries(const Problem *p, Py_ssize_t task) noexcept nogil

@@ -28,7 +28,7 @@ cdef Py_ssize_t LONG_ENOUGH = 64
 
 # ----------------------------------------------------------------------------------------------------------------------- the queries
 
-cdef inline Py_ssize_t batch_offset(const Problem *p, const View *view, Py_ssize_t item, const int64_t *first) noexcept nogil:
+cdef Py_ssize_t batch_offset(const Problem *p, const View *view, Py_ssize_t item, const int64_t *first) noexcept nogil:
     """Of the item's row 0, which in a ragged batch is row first[item]."""
     cdef Py_ssize_t offset = first[item] * view.row if first else 0
     cdef int axis
@@ -66,7 +66,9 @@ cdef Tile find(const Problem *p, Py_ssize_t task) noexcept nogil:
     t.share, t.shares = r.shares - 1 - task % r.shares, r.shares
     t.part = t.kv_head * p.blocks + r.blocks
     t.K, t.V, t.block, t.blocks = NULL, NULL, 0, 0  # `lay_out` knows
-    if not r.few:
+    if p.backward:
+        first, last = t.share * p.kernels.vecs, min((t.share + 1) * p.kernels.vecs, vectors)
+    elif not r.few:
         first, last = vectors * t.share // r.shares, vectors * (t.share + 1) // r.shares
     t.vecs = <int>(last - first)
     t.row = first * lanes
@@ -286,6 +288,8 @@ cdef void adjust(const Problem *p, Scratch *s, const Tile *t, const int *depth, 
     cdef int i
     if p.softcap:
         kn.soften(s.S, p.softcap * p.unit, depth, t.vecs)
+        if p.backward:
+            memcpy(s.capped, s.S, <size_t>(b.keys * kn.lanes * kn.vecs * p.item))
     if p.slopes:
         for i in range(t.vecs * kn.lanes):
             put(p, s.position, i, <double>(s.place[i] - b.first))
@@ -392,6 +396,7 @@ cdef size_t carve(const Problem *p, char *memory) noexcept nogil:
     s.S = slot(memory, &at, row * keys)
     s.bias = slot(memory, &at, row * keys)
     s.allowed = slot(memory, &at, row * keys)
+    s.capped = slot(memory, &at, row * keys if p.backward and p.softcap else 0)
     s.mass = slot(memory, &at, keys * p.item)
     s.K = slot(memory, &at, keys * p.D * p.item if p.copy_key else 0)
     s.V = slot(memory, &at, keys * p.Dv * p.item if p.copy_value else 0)

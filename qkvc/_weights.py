@@ -72,6 +72,7 @@ class Weights:
         self.out_weight = empty(self.embed_dim, rows[0])
         self.out_bias = empty(self.embed_dim) if out_bias else None
         self.q_norm, self.k_norm = (None if qk_norm is None else empty(self.head_dim) for _ in range(2))
+        self.frozen: frozenset[str] = frozenset()
         self.extra_key = empty(self.num_kv_heads, self.head_dim) if extra_kv else None
         self.extra_value = empty(self.num_kv_heads, self.head_dim) if extra_kv else None
 
@@ -137,6 +138,26 @@ class Weights:
         names = [f"{part}_{kind}" for kind in ("weight", "bias") for part in QKV]
         names += ["out_weight", "out_bias", "q_norm", "k_norm", "extra_key", "extra_value"]
         return {name: part for name in names if (part := getattr(self, name)) is not None}
+
+    def freeze(self, *parts: Literal["q", "k", "v", "o"]) -> None:
+        """Let these parts of the layer learn nothing from now on, and all others learn: `backward` gives their weights, biases and norms no
+        gradient.  ``m.freeze("v")`` keeps W_V, ``m.freeze()`` nothing.
+
+        Raises
+        ------
+        ValueError
+            Another name; then nothing has changed.
+
+        Attributes
+        ----------
+        frozen : frozenset of str
+            The names of the attributes that are kept: {"v_weight", "v_bias"}.
+        """
+        for part in parts:
+            if part not in (*QKV, "o"):
+                raise ValueError(bad("parts", 'some of "q", "k", "v" and "o"', repr(part), "freeze"))
+        beginnings = tuple("out_" if part == "o" else f"{part}_" for part in parts)
+        self.frozen = frozenset(name for name in self._parts() if name.startswith(beginnings))
 
     @overload
     def num_parameters(self) -> int: ...

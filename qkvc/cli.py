@@ -14,6 +14,8 @@ from typing import Any
 
 import qkvc
 from qkvc._console import add_sizes, complain, parse_integers, parse_sizes, table
+from qkvc.nn import DamagedCheckpoint
+from qkvc.train import Settings, train
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -95,6 +97,34 @@ def _explained(options: argparse.Namespace) -> qkvc.Explanation:
     )
 
 
+def _train(options: argparse.Namespace) -> int:
+    try:
+        code = train(
+            Settings(**{name: getattr(options, name) for name in SETTINGS}), options.text, options.out, options.prompt, options.sample
+        )
+    except (FloatingPointError, DamagedCheckpoint, ModuleNotFoundError) as error:
+        complain(str(error))
+        return 1
+    except (TypeError, ValueError) as error:
+        options.misuse(str(error))
+    return code
+
+
+SETTINGS = {  # of qkvc.train.Settings, which has their defaults
+    "steps": "how many",
+    "batch": "sequences of a step",
+    "length": "bytes of a sequence",
+    "layers": "blocks of the model",
+    "width": "of a token's vector",
+    "heads": "in each block",
+    "lr": "the highest learning rate",
+    "weight_decay": "of matrices, a unit of the learning rate",
+    "clip": "the longest gradient",
+    "seed": "of weights, batches and sample",
+    "every": "steps from a validation and checkpoint to the next",
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="qkvc", description="Attention for NumPy.")
     parser.add_argument("--version", action="version", version=f"qkvc {qkvc.__version__}")
@@ -125,6 +155,17 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--bandwidth", type=float, metavar="GB/S", help="of the machine (default: measured)")
     explain.add_argument("--json", action="store_true", help="as JSON")
     explain.set_defaults(command=_explain, misuse=explain.error)
+
+    learn = commands.add_parser("train", help="a small language model learns a text; run it again to go on where it stopped")
+    learn.add_argument("text", nargs="?", type=Path, help="a file in UTF-8 (default: the reference of the language that Python brings)")
+    learn.add_argument("--out", type=Path, default=Path("qkvc-train"), help="for checkpoints, model and picture (default: %(default)s)")
+    learn.add_argument("--prompt", default="The ", help="what the sample begins with (default: %(default)r)")
+    learn.add_argument("--sample", type=int, default=400, metavar="BYTES", help="how long it is (default: %(default)s)")
+    for name, what in SETTINGS.items():
+        default = getattr(Settings, name)
+        option = f"--{name.replace('_', '-')}"
+        learn.add_argument(option, type=type(default), default=default, metavar="X", help=f"{what} (default: %(default)s)")
+    learn.set_defaults(command=_train, misuse=learn.error)
 
     # Only for the list of commands: main() hands it everything that follows, --help included.
     commands.add_parser("bench", help="speed and error against whatever else is installed", add_help=False)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qkvc import _learning
 from qkvc._coerce import FARTHEST, as_array, as_integers, as_positions, bad, check_out, shape_text
 from qkvc._linear import project
 from qkvc._rotary import turn
@@ -20,6 +21,7 @@ from qkvc.rotary import turns
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+    from qkvc._learning import MultiHeadGrads, Trace
     from qkvc.rotary import RopeConfig
 
     Array = NDArray[Any]
@@ -204,6 +206,43 @@ class MultiHeadAttention(Weights):
             check_out(out, (*batch, *inputs[0].shape[-2:]), named, WHO, self.dtype)
         heads = self._heads_of(inputs, positions, key_positions, cache, num_threads, options)
         return self._output(heads, out, num_threads)
+
+    def forward(
+        self,
+        query: ArrayLike,
+        key: ArrayLike | None = None,
+        value: ArrayLike | None = None,
+        *,
+        plus: Array | None = None,
+        positions: ArrayLike | None = None,
+        key_positions: ArrayLike | None = None,
+        num_threads: int | None = None,
+        **options: Any,
+    ) -> tuple[Array, Trace]:
+        """A call that remembers what `backward` needs: the result, added to `plus`, (..., L, E), if given; and the trace of it.
+
+        Other arguments as of a call.  The trace holds the inputs, what was projected, what the heads brought back and their lse.  A layer
+        with an extra key has no gradient: ValueError.
+        """
+        inputs = self._inputs(query, key, value)
+        return _learning.forward(self, inputs, plus, positions, key_positions, num_threads, options)
+
+    def backward(self, grad_out: ArrayLike, trace: Trace) -> MultiHeadGrads:
+        """Gradients, given that of the result.
+
+        Parameters
+        ----------
+        grad_out : array_like, shape (..., L, E)
+        trace : Trace
+            Of the `forward` that gave the result; the weights must be as they were.
+
+        Returns
+        -------
+        MultiHeadGrads(query, key, value, weights)
+            Gradients of the inputs; of one that was given twice, or left out, the first has all and the others are None.  `weights` has an
+            array for each of the attributes that are learned, but for those in `frozen`.
+        """
+        return _learning.backward(self, self._real("grad_out", grad_out), trace)
 
     def heads(
         self,
@@ -450,6 +489,6 @@ class MultiHeadAttention(Weights):
         alone = attention_with_lse(query, *extra, layout="blhd", num_threads=num_threads, **own)
         return whole, AttentionOutput(np.broadcast_to(alone.out, whole.out.shape), np.broadcast_to(alone.lse, whole.lse.shape))
 
-    def _output(self, heads: Array, out: Array | None, num_threads: int | None) -> Array:
+    def _output(self, heads: Array, out: Array | None, num_threads: int | None, plus: Array | None = None) -> Array:
         concatenated = heads.reshape(*heads.shape[:-2], self.num_heads * self.head_dim)
-        return project(concatenated, self.out_weight, self.out_bias, out, num_threads)
+        return project(concatenated, self.out_weight, self.out_bias, out, num_threads, plus=plus)

@@ -18,11 +18,17 @@
 
 #define QKVC_BLOCK 128 /* keys per block: W of docs/arithmetic.md, measured there */
 #define QKVC_MAX_VECS 3
+#define QKVC_WHOLE 48 /* queries: every tile divides it, so stripes of the backward begin where tiles of any set do */
 #define QKVC_FEW 16 /* most queries of the few_ functions, if a tile holds them */
 
 /* How an array keeps its numbers: as the set's reals, or in 16 bits, which are widened on the way in and rounded on the way out; or, of
  * keys and values, as int8 with a float behind the columns of each row: what 1 stands for. */
 enum qkvc_kind { QKVC_REAL, QKVC_FLOAT16, QKVC_BFLOAT16, QKVC_INT8 };
+
+/* A step of AdamW: what the gradient, the weight and the square root are multiplied by, and how far the weight goes */
+struct qkvc_adamw {
+    double clip, beta1, beta2, step, root, eps, keep;
+};
 
 struct qkvc_kernels {
     const char *name;  /* "avx512bf16", "avx512", "avx2", "neon", "portable" */
@@ -46,6 +52,9 @@ struct qkvc_kernels {
 
     /* panel[c][lane] = rows[lane][c * col] * scale for c < cols.  rows has vecs * lanes pointers, all of them readable. */
     void (*pack)(const void *const *rows, ptrdiff_t col, int cols, double scale, int vecs, void *panel);
+
+    /* to[c * to_row + r] = x[r * row + c] for r < rows and c < cols */
+    void (*transpose)(const void *x, ptrdiff_t row, int rows, int cols, void *to, ptrdiff_t to_row);
 
     /* QT from rows of queries: what `scores` wants.  In floats it is `pack`; in pairs it takes D / 2 + 1 rows, and scales S, not Q. */
     void (*pack_queries)(const void *const *rows, ptrdiff_t col, int cols, double scale, int vecs, void *QT);
@@ -98,6 +107,24 @@ struct qkvc_kernels {
      * behind the pairs stays. */
     void (*turn)(void *x, int width, const void *weight, double eps, int pairs, int interleaved, const void *cos, const void *sin);
 
+    /* Gradients, along rows of `width` adjacent numbers.  Of norm(x) * weight + bias: dx, to which `also` is added unless it is NULL;
+     * dweight and, where x is centred as `norm` does it, dbias grow by this row's share. */
+    void (*norm_grad)(const void *x, const void *g, const void *weight, const void *also, int width, double eps, int centred, void *dx,
+                      void *dweight, void *dbias);
+
+    /* dx[i] = g[i] (x Phi(x))'; NULL for float64 */
+    void (*gelu_grad)(const void *x, const void *g, ptrdiff_t n, void *dx);
+
+    /* out[i] = silu(gate[i]) x[i] with silu(a) = a / (1 + exp(-a)), and its gradients; dgate and dx may lie where gate and x do */
+    void (*swiglu)(const void *gate, const void *x, ptrdiff_t n, void *out);
+    void (*swiglu_grad)(const void *gate, const void *x, const void *g, ptrdiff_t n, void *dgate, void *dx);
+
+    /* sum of x[i]^2 */
+    double (*square_sum)(const void *x, int n);
+
+    /* m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2, w = keep w - step m / (root sqrt(v) + eps), with g = clip grad */
+    void (*adamw)(void *w, const void *grad, void *m, void *v, ptrdiff_t n, const struct qkvc_adamw *constants);
+
     /* Is every number of O and l finite, and every l above zero? */
     int (*finite)(const void *O, int Dv, const void *l, int vecs);
 
@@ -136,6 +163,26 @@ struct qkvc_kernels {
      * the largest S, all over the block's keys; mass[j] = sum of p over the lanes. */
     void (*summarise)(const void *S, const void *shift, const void *factor, const void *position, const int *depth, int vecs,
                       void *spread, void *distance, void *most, void *mass);
+
+    /* The backward: delta[lane] = sum over c < n of A[c][lane] * B[c][lane] */
+    void (*back_delta)(const void *A, const void *B, int n, int vecs, void *delta);
+
+    /* S becomes P = exp2(S - shift[lane]), dP becomes dS = P (dP - delta[lane]); both 0 where S is -inf */
+    void (*back_softmax)(void *S, void *dP, const void *shift, const void *delta, const int *depth, int vecs);
+
+    /* dS *= 1 - (S / cap)^2, S as `soften` left it */
+    void (*back_soften)(void *dS, const void *S, double cap, const int *depth, int vecs);
+
+    /* C[j * pitch + c] += sum over lanes < queries of P[j][lane] * X[lane * width + c] for c < width, a multiple of `lanes`, and every j that
+     * the lane reaches */
+    void (*back_rows)(const void *P, const void *X, int width, int queries, const int *depth, int vecs, void *C, ptrdiff_t pitch);
+
+    /* The same bits, but where `allowed` is -inf nothing is added, not even 0 * NaN.  Slow. */
+    void (*back_rows_selected)(const void *P, const void *allowed, const void *X, int width, int queries, const int *depth, int vecs,
+                               void *C, ptrdiff_t pitch);
+
+    /* to[c] = scale * (parts[0][c] + parts[1][c] + ...) for c < n; whole vectors of parts are readable */
+    void (*back_sum)(const void *const *parts, int count, int n, double scale, void *to);
 
     /* softmax of one long contiguous row, in pieces: three passes over x, natural exponent, partial[] has 2 * lanes reals */
     void (*row_max)(const void *x, ptrdiff_t n, void *partial);

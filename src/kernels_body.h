@@ -33,16 +33,17 @@ static INLINE int larger(int a, int b) { return a > b ? a : b; }
 #include "storage_body.h"
 #include "scores_body.h"
 #include "layers_body.h"
+#include "learn_body.h"
 
 /* ---------------------------------------------------------------------------------------------------------------- the product */
 
-/* THE LOOP: acc[i][v] += A[i * rs + k * cs] * B[k][v] for k in [from, to), one FMA a number and step. */
+/* THE LOOP: acc[i][v] += A[i * rs + k * cs] * B[k * bs][v] for k in [from, to), one FMA a number and step. */
 static INLINE void product_range(const int rows, const int first, const int vecs, const REAL *A, ptrdiff_t rs, ptrdiff_t cs,
-                                 const REAL *B, int from, int to, vec acc[][VECS])
+                                 const REAL *B, ptrdiff_t bs, int from, int to, vec acc[][VECS])
 {
     for (int k = from; k < to; ++k) {
         vec b[VECS];
-        UNROLL for (int v = first; v < vecs; ++v) b[v] = v_load(B + k * TILE + v * LANES);
+        UNROLL for (int v = first; v < vecs; ++v) b[v] = v_load(B + k * bs + v * LANES);
         UNROLL for (int i = 0; i < rows; ++i) {
             vec a = v_set1(A[i * rs + k * cs]);
             UNROLL for (int v = first; v < vecs; ++v) acc[i][v] = v_fma(a, b[v], acc[i][v]);
@@ -68,9 +69,9 @@ static INLINE void product(const int rows, const int vecs, const REAL *A, ptrdif
                 for (int c = k; c < end; c += LINE) __builtin_prefetch(next + i * rs + c * cs, 0, 2);
         UNROLL for (int i = 0; i < rows; ++i)
             UNROLL for (int v = 0; v < vecs; ++v) acc[i][v] = v_set1(0);
-        product_range(rows, 0, vecs, A, rs, cs, B, k, least(depth[0], end), acc);
-        if (vecs > 1 && depth[1] > depth[0]) product_range(rows, 1, vecs, A, rs, cs, B, larger(k, depth[0]), least(depth[1], end), acc);
-        if (vecs > 2 && depth[2] > depth[1]) product_range(rows, 2, vecs, A, rs, cs, B, larger(k, depth[1]), least(depth[2], end), acc);
+        product_range(rows, 0, vecs, A, rs, cs, B, TILE, k, least(depth[0], end), acc);
+        if (vecs > 1 && depth[1] > depth[0]) product_range(rows, 1, vecs, A, rs, cs, B, TILE, larger(k, depth[0]), least(depth[1], end), acc);
+        if (vecs > 2 && depth[2] > depth[1]) product_range(rows, 2, vecs, A, rs, cs, B, TILE, larger(k, depth[1]), least(depth[2], end), acc);
         UNROLL for (int i = 0; i < rows; ++i)
             UNROLL for (int v = 0; v < vecs; ++v) sum[i][v] = v_add(sum[i][v], acc[i][v]);
     }
@@ -258,6 +259,7 @@ static void softmax(void *S_, const int *depth, int vecs, void *m_, void *l_, vo
 }
 
 #include "few_body.h"
+#include "backward_body.h"
 
 /* ------------------------------------------------------------------------------------------------------------------- the roofs */
 
@@ -300,6 +302,7 @@ const struct qkvc_kernels TABLE = {
     .gather_values = gather,
     .shorten = SHORTEN,
     .pack = pack,
+    .transpose = transpose,
     .pack_queries = pack,
     .mask = mask,
     .scores = scores,
@@ -309,6 +312,12 @@ const struct qkvc_kernels TABLE = {
     .add_slope = add_slope,
     .weigh = weigh,
     .summarise = summarise,
+    .back_delta = back_delta,
+    .back_softmax = back_softmax,
+    .back_soften = back_soften,
+    .back_rows = back_rows,
+    .back_rows_selected = back_rows_selected,
+    .back_sum = back_sum,
     .softmax = softmax,
     .values = values,
     .values_selected = values_selected,
@@ -316,6 +325,12 @@ const struct qkvc_kernels TABLE = {
     .gelu = GELU,
     .norm = norm,
     .turn = turn,
+    .norm_grad = norm_grad,
+    .gelu_grad = GELU_GRAD,
+    .swiglu = swiglu,
+    .swiglu_grad = swiglu_grad,
+    .square_sum = square_sum,
+    .adamw = adamw,
     .few_pack = few_pack,
     .few_scores = few_scores,
     .few_softmax = few_softmax,

@@ -1,8 +1,8 @@
 /* The pieces of a layer that are neither attention nor a product.  Part of kernels_body.h. */
 
 #ifdef GELU_SERIES
-/* x Phi(x) within 1.2e-7 |x|: Phi(x) = 1 / (1 + exp(-2 x P(x^2))), a logistic function (float32.h has P). */
-static INLINE vec v_gelu(vec x)
+/* 1 / Phi(x), Phi a logistic function within 1.2e-7: 1 + exp(-2 x P(x^2)) (float32.h has P). */
+static INLINE vec v_normal_odds(vec x)
 {
     static const REAL c[] = {GELU_SERIES};
     const vec zero = v_set1(0), lowest = v_set1(LOWEST);
@@ -11,9 +11,11 @@ static INLINE vec v_gelu(vec x)
     vec y = v_mul(v_mul(x, p), v_set1((REAL)(-2 * 1.4426950408889634)));
     y = v_sub(zero, v_max(lowest, v_sub(zero, v_max(lowest, y))));
     vec u = v_add(y, v_set1(ROUNDER)), r = v_sub(y, v_sub(u, v_set1(ROUNDER)));
-    vec power = v_scale(v_exp2_poly(r), u);
-    return v_select(v_lt(x, lowest), v_mul(x, zero), v_div(x, v_add(v_set1(1), power)));
+    return v_add(v_set1(1), v_scale(v_exp2_poly(r), u));
 }
+
+/* x Phi(x) within 1.2e-7 |x| */
+static INLINE vec v_gelu(vec x) { return v_select(v_lt(x, v_set1(LOWEST)), v_mul(x, v_set1(0)), v_div(x, v_normal_odds(x))); }
 
 static void gelu(const void *x, ptrdiff_t n, void *out)
 {
@@ -63,11 +65,19 @@ static void norm(void *Y_, const void *R_, int rows, int vecs, double eps, const
     }
 }
 
-/* The sum of squares is SEGMENT chains, one for each index modulo SEGMENT, halved until one is left: the order of v_sum carried on to sets
+enum { PARTS = SEGMENT / LANES };
+
+/* A sum along a row is SEGMENT chains, one for each index modulo SEGMENT, halved until one is left: the order of v_sum carried on to sets
  * of any number of lanes, so that all give the same bits. */
+static INLINE REAL halved(vec part[PARTS])
+{
+    UNROLL for (int half = PARTS / 2; half; half /= 2)
+        UNROLL for (int k = 0; k < half; ++k) part[k] = v_add(part[k], part[k + half]);
+    return v_sum(part[0]);
+}
+
 static void scale_to_rms(REAL *x, int width, const REAL *weight, double eps)
 {
-    enum { PARTS = SEGMENT / LANES };
     vec part[PARTS];
     UNROLL for (int k = 0; k < PARTS; ++k) part[k] = v_set1(0);
     int i = 0;
@@ -80,9 +90,7 @@ static void scale_to_rms(REAL *x, int width, const REAL *weight, double eps)
         vec a = v_load_n(x + i, least(LANES, width - i));
         part[k] = v_fma(a, a, part[k]);
     }
-    UNROLL for (int half = PARTS / 2; half; half /= 2)
-        UNROLL for (int k = 0; k < half; ++k) part[k] = v_add(part[k], part[k + half]);
-    const vec mean = v_div(v_set1(v_sum(part[0])), v_set1((REAL)width));
+    const vec mean = v_div(v_set1(halved(part)), v_set1((REAL)width));
     const vec scale = v_div(v_set1(1), v_sqrt(v_add(mean, v_set1((REAL)eps))));
     for (i = 0; i + LANES <= width; i += LANES) v_store(x + i, v_mul(v_mul(v_load(x + i), scale), v_load(weight + i)));
     const int rest = width - i;

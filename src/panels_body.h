@@ -9,6 +9,14 @@ static INLINE void square_in(const REAL *const *rows, ptrdiff_t c, vec scale, RE
     UNROLL for (int i = 0; i < LANES; ++i) v_store(to + i * TILE, v_mul(t[i], scale));
 }
 
+/* Are these rows columns of a row-major array? */
+static INLINE int adjacent(const REAL *const *rows)
+{
+    int i = 1;
+    while (i < LANES && rows[i] == rows[0] + i) ++i;
+    return i == LANES;
+}
+
 static void pack(const void *const *rows_, ptrdiff_t col, int cols, double scale_, int vecs, void *panel)
 {
     const REAL *const *rows = (const REAL *const *)rows_;
@@ -18,6 +26,8 @@ static void pack(const void *const *rows_, ptrdiff_t col, int cols, double scale
         int c = 0;
         if (col == 1)
             for (; c + LANES <= cols; c += LANES) square_in(rows, c, scale, to + c * TILE);
+        else if (adjacent(rows))
+            for (; c < cols; ++c) v_store(to + c * TILE, v_mul(v_load(rows[0] + c * col), scale));
         for (; c < cols; ++c) {
             REAL t[LANES];
             for (int i = 0; i < LANES; ++i) t[i] = rows[i][c * col];
@@ -72,4 +82,25 @@ static void store(const void *O_, int Dv, const void *factor_, int queries, void
             for (int i = 0; i < live; ++i) rows[i][c * col] = column[i];
         }
     }
+}
+
+/* to[c * to_row + r] = x[r * row + c], a square at a time */
+static void transpose(const void *x_, ptrdiff_t row, int rows, int cols, void *to_, ptrdiff_t to_row)
+{
+    const REAL *x = x_;
+    REAL *to = to_;
+    int c = 0;
+    for (; c + LANES <= cols; c += LANES) {
+        int r = 0;
+        for (; r + LANES <= rows; r += LANES) {
+            vec t[LANES];
+            UNROLL for (int i = 0; i < LANES; ++i) t[i] = v_load(x + (r + i) * row + c);
+            v_transpose(t);
+            UNROLL for (int i = 0; i < LANES; ++i) v_store(to + (c + i) * to_row + r, t[i]);
+        }
+        for (; r < rows; ++r)
+            for (int i = 0; i < LANES; ++i) to[(c + i) * to_row + r] = x[r * row + c + i];
+    }
+    for (; c < cols; ++c)
+        for (int r = 0; r < rows; ++r) to[c * to_row + r] = x[r * row + c];
 }

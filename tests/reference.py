@@ -232,6 +232,51 @@ def reference_merge(outs: list[ArrayLike], lses: list[ArrayLike], layout: str = 
         return Reference((share * out).sum(0), m + np.log(total))
 
 
+class Gradients(NamedTuple):
+    query: Array
+    key: Array
+    value: Array
+    bias: Array
+    sinks: Array
+    head_importance: Array
+
+
+def _like(x: Array, shape: tuple[int, ...]) -> Array:
+    """Summed over the axes that something of this shape was broadcast along."""
+    x = x.sum(tuple(range(x.ndim - len(shape))))
+    return x.sum(tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)
+
+
+def reference_backward(
+    grad_out: ArrayLike, query: ArrayLike, key: ArrayLike, value: ArrayLike, *, grad_lse: ArrayLike | None = None, **options: Any
+) -> Gradients:
+    """What `qkvc.attention_backward` has to return: the chain rule, written out over the whole matrix; for finite operands."""
+    p = problem(query, key, value, **options)
+    raw = _raw(p)
+    capped = _capped(p, raw)
+    with np.errstate(all="ignore"):
+        weights, lse = _weights(p, _masked(p, capped))
+        taken = np.where(np.isneginf(p.sinks), 0, np.exp(p.sinks - lse[..., np.newaxis]))
+    d_o = _by_head(grad_out, p.layout).astype(weights.dtype) * p.head_scale
+    d_p = d_o @ p.value.swapaxes(-1, -2)
+    delta = (weights * d_p).sum(-1, keepdims=True)
+    importance = np.abs(delta.sum((-1, -2)))
+    if grad_lse is not None:
+        delta = delta - np.asarray(grad_lse).astype(delta.dtype).reshape(lse.shape)[..., np.newaxis]
+    d_s = weights * (d_p - delta)
+    d_raw = d_s if p.softcap is None else (d_s * (1 - (capped / p.softcap) ** 2)).astype(d_s.dtype)
+    scale = p.query.dtype.type(p.scale)
+    grads = []
+    per_head = (d_raw @ p.key * scale, d_raw.swapaxes(-1, -2) @ p.query * scale, weights.swapaxes(-1, -2) @ d_o)
+    for x, grad in zip((query, key, value), per_head, strict=True):
+        shape = _by_head(x, p.layout).shape
+        groups = (shape[-3], grad.shape[-3] // max(shape[-3], 1))
+        folded = _like(grad.reshape(*grad.shape[:-3], *groups, *grad.shape[-2:]).sum(-3), shape)
+        grads.append(folded.swapaxes(-2, -3) if p.layout == "blhd" and np.ndim(x) > 2 else folded.reshape(np.shape(x)))
+    of_sinks = _like((-taken * delta).sum((-1, -2)), np.shape(options.get("sinks", 0)))
+    return Gradients(*grads, _like(d_s, p.bias.shape), of_sinks, importance)
+
+
 def naive32(query: ArrayLike, key: ArrayLike, value: ArrayLike, **options: Any) -> NDArray[np.float32]:
     """The textbook formula in float32 NumPy, in exactly this order of operations: the yardstick of the accuracy promise."""
     p = problem(query, key, value, dtype=np.float32, **options)

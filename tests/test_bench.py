@@ -59,6 +59,7 @@ BUILT_ON_IT = (
     Case(5, 4, 20, 8, kv_heads=2, causal="top-left", work="varlen"),
     Case(5, 4, 1, 8, kv_heads=2, keys=70, work="varlen"),
     Case(3, 12, 8, 32, work="model"),
+    Case(2, 2, 9, 8, causal="top-left", work="training"),
 )
 
 

@@ -110,6 +110,33 @@ def test_out(isa: str, rng: np.random.Generator, real: Real) -> None:
     assert_same_bits(heads, parts, "head by head")
 
 
+def test_plus(isa: str, rng: np.random.Generator, real: Real) -> None:
+    """What the sums start from: exact with small integers, of any strides, and `out` itself may be it."""
+    for tokens, E, N in ((1, 300, 40), (7, 16, 33), (50, 130, 70), (200, 1100, 20)):
+        x, weight, bias, plus = (rng.integers(-8, 9, shape).astype(real) for shape in ((tokens, E), (N, E), (N,), (tokens, N)))
+        expected = plus + x @ weight.T + bias
+        for name in ("contiguous", "fortran", "padded rows", "reversed"):
+            np.testing.assert_array_equal(project(x, weight, bias, plus=MEMORY[name](plus)), expected, name)
+        assert project(x, weight, bias, plus, plus=plus) is plus
+        np.testing.assert_array_equal(plus, expected)
+    x, weight, bias = linear(rng, (130,), 90, 50, real)
+    plus = rng.standard_normal((130, 50)).astype(real)
+    whole = project(x, weight, bias, plus=plus, num_threads=1)
+    for n in (1, 5, 129):
+        assert_same_bits(project(x[:n], weight, bias, plus=plus[:n], num_threads=2), whole[:n], f"{n} tokens")
+
+
+def test_gradients_are_products(isa: str, rng: np.random.Generator, real: Real) -> None:
+    """Both operands turned, so that neighbouring rows of x are neighbours in memory: a whole vector of them is read at once."""
+    for tokens, E, N in ((3, 5, 7), (50, 48, 96), (300, 33, 49), (1100, 20, 16)):
+        x, dy = (rng.integers(-8, 9, shape).astype(real) for shape in ((tokens, E), (tokens, N)))
+        np.testing.assert_array_equal(project(dy.T, x.T), dy.T @ x)
+        weight = rng.integers(-8, 9, (N, E)).astype(real)
+        np.testing.assert_array_equal(project(dy, weight.T), dy @ weight)
+    x, dy = rng.standard_normal((2, 400, 70)).astype(real)
+    assert_same_bits(project(dy.T, x.T), project(np.ascontiguousarray(dy.T), np.ascontiguousarray(x.T)), "the same order")
+
+
 @pytest.mark.parametrize("shape", [(1, 300, 2000), (5, 768, 700), (130, 200, 300), (1000, 64, 64)], ids=str)
 def test_threads_and_neighbours(isa: str, rng: np.random.Generator, real: Real, shape: tuple[int, int, int]) -> None:
     """Bits depend on E alone: not on threads, on the number of tokens, nor on how many rows the weight has."""
@@ -264,6 +291,9 @@ def test_refused() -> None:
         ((x, weight.astype(int), bias), TypeError, ("project: weight:", "float32", "int64")),
         ((x.astype(np.float64), weight, bias), TypeError, ("project: weight:", "float64", "float32")),
         ((x, weight, bias.astype(">f4")), TypeError, ("project: bias:", ">f4")),
+        ((x, weight, bias, out, None, False, bias), ValueError, ("project: plus:", "(3, 5)", "(5,)")),
+        ((x, weight, bias, out, None, False, out.astype(float)), TypeError, ("project: plus:", "float64")),
+        ((x, weight, bias, out, None, False, out[::-1]), ValueError, ("project: out:", "plus")),
     ):
         assert_refused(lambda a=arguments: project(*a), error, *words)
     assert_refused(lambda: project(x, weight, bias, out[:2]), ValueError, "project: out:", "(3, 5)", "(2, 5)")

@@ -143,9 +143,13 @@ HELD_BY = {
     "_kernels": "kernels", "_softmax": "softmax", "_linear": "linear", "_workers": "memory", "_inside": "inside", "config": "kernels",
     "_cpu": "concurrency", "_console": "cli", "__main__": "cli", "plot": "demo", "_forms": "forms", "_weights": "multihead",
     "__init__": "repository", "models/__init__": "models", "models/minilm": "models", "models/llama": "generation",
-    "_decode": "decode", "_parts": "parts", "_cut": "varlen",
+    "_decode": "decode", "_backward": "backward", "_backtile": "backward", "gradients": "backward", "_parts": "parts", "_cut": "varlen",
     "_layers": "layers", "_rotary": "rotary", "_describe": "explain", "explanation": "explain", "integrations/__init__": "concurrency",
     "integrations/threadpools": "concurrency", "integrations/onnx": "integrations_onnx",
+    "_learning": "nn", "_passes": "nn", "_rows": "nn", "models/language": "nn",
+    **{f"nn/{part}": "nn" for part in ("__init__", "attention", "block", "embedding", "feed_forward")},
+    **{f"nn/{part}": "nn" for part in ("layer", "linear", "loss", "memory", "norm")},
+    "nn/optimiser": "optimiser", "nn/checkpoint": "optimiser",
 }  # fmt: skip
 
 

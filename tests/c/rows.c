@@ -1,7 +1,7 @@
 /* The kernels whose vectors lie along rows, on every kernel set this CPU can run, in every dtype: few queries against a block, and few tokens
  * against a weight, to the bits of the tile kernels and near plain loops in long double; a head's norm and turn, to the bits of
- * docs/arithmetic.md; rows gathered and shortened through strides.  No Python: `make kernels` runs it here and `make neon` on an emulated
- * AArch64. */
+ * docs/arithmetic.md; gradients and AdamW; rows gathered and shortened through strides.  No Python: `make kernels` runs it here and
+ * `make neon` on an emulated AArch64. */
 #include "check.h"
 
 #include <stdlib.h>
@@ -214,6 +214,83 @@ static void check_turn(const Set *kn, int width, int pairs, int interleaved, int
 /* ---------------------------------------------------------------------------------------------------------------------- storage */
 
 /* Rows through any strides become what their numbers become alone (which forward.c has checked), and come back. */
+/* What training does along a row, near plain loops in long double: a norm's gradient, activations, AdamW; nothing past the end. */
+static void check_learning(const Set *kn, int n, int centred)
+{
+    double x[MAX_D + 1], g[MAX_D], weight[MAX_D], also[MAX_D], dx[MAX_D + 1], dweight[MAX_D + 1], dbias[MAX_D + 1];
+    const wide u = 64 * epsilon(kn), eps = 1e-5L;
+    wide mean = 0, square = 0, level = 0, slope = 0, sum = 0;
+    fill(kn, x, n, 3, (uint64_t)n), fill(kn, g, n, 1, 81), fill(kn, weight, n, 1, 82), fill(kn, also, n, 1, 83);
+    fill(kn, dweight, n, 1, 84), fill(kn, dbias, n, 1, 85);
+    put(kn, dx, n, UNTOUCHED), put(kn, dweight, n, UNTOUCHED), put(kn, dbias, n, UNTOUCHED);
+    for (int i = 0; i < n; ++i) mean += centred ? get(kn, x, i) / (wide)n : 0;
+    for (int i = 0; i < n; ++i) square += (get(kn, x, i) - mean) * (get(kn, x, i) - mean) / n, sum += (wide)get(kn, x, i) * get(kn, x, i);
+    const wide r = 1 / sqrtl(square + eps);
+    for (int i = 0; i < n; ++i) {
+        const wide up = (wide)get(kn, weight, i) * get(kn, g, i);
+        level += centred ? up / n : 0, slope += up * (get(kn, x, i) - mean) * r / n;
+    }
+    kn->norm_grad(x, g, weight, also, n, (double)eps, centred, dx, dweight, dbias);
+    static double before[2][MAX_D];
+    fill(kn, before[0], n, 1, 84), fill(kn, before[1], n, 1, 85);
+    for (int i = 0; i < n; ++i) {
+        const wide y = (get(kn, x, i) - mean) * r, up = (wide)get(kn, weight, i) * get(kn, g, i);
+        expect(kn, "norm_grad dx", i, get(kn, dx, i), r * (up - level - y * slope) + get(kn, also, i), u * (8 + 8 * r));
+        expect(kn, "norm_grad dweight", i, get(kn, dweight, i), get(kn, before[0], i) + get(kn, g, i) * y, u * (1 + r));
+        expect(kn, "norm_grad dbias", i, get(kn, dbias, i), get(kn, before[1], i) + (centred ? get(kn, g, i) : 0), u);
+    }
+    expect(kn, "norm_grad, past its end", n, get(kn, dx, n) + get(kn, dweight, n) + get(kn, dbias, n), 3 * UNTOUCHED, 0);
+    expect(kn, "square_sum", n, kn->square_sum(x, n), sum, u * sum);
+
+    put(kn, dx, n, UNTOUCHED), put(kn, dweight, n, UNTOUCHED);
+    kn->swiglu(x, weight, n, dx);
+    for (int i = 0; i < n; ++i) {
+        const wide a = get(kn, x, i);
+        expect(kn, "swiglu", i, get(kn, dx, i), a / (1 + expl(-a)) * get(kn, weight, i), u);
+    }
+    kn->swiglu_grad(x, weight, g, n, dx, dweight);
+    for (int i = 0; i < n; ++i) {
+        const wide a = get(kn, x, i), s = 1 / (1 + expl(-a)), up = get(kn, g, i);
+        expect(kn, "swiglu_grad of the gate", i, get(kn, dx, i), up * get(kn, weight, i) * s * (1 + a * (1 - s)), u);
+        expect(kn, "swiglu_grad", i, get(kn, dweight, i), up * a * s, u);
+    }
+    if (kn->gelu_grad) {
+        kn->gelu_grad(x, g, n, dx);
+        for (int i = 0; i < n; ++i) {
+            const wide a = get(kn, x, i), bell = expl(-a * a / 2) * 0.398942280401432677939946L;
+            expect(kn, "gelu_grad", i, get(kn, dx, i), get(kn, g, i) * ((1 + erfl(a * 0.707106781186547524400844L)) / 2 + a * bell), u);
+        }
+    }
+    expect(kn, "an activation, past its end", n, get(kn, dx, n) + get(kn, dweight, n), 2 * UNTOUCHED, 0);
+
+    const struct qkvc_adamw c = {.clip = 0.5, .beta1 = 0.9, .beta2 = 0.97, .step = 0.02, .root = 3, .eps = 1e-3, .keep = 0.99};
+    double m[MAX_D + 1], v[MAX_D + 1], first[MAX_D], second[MAX_D], start[MAX_D];
+    fill(kn, m, n, 1, 86), fill(kn, v, n, 1, 87), fill(kn, weight, n, 1, 88);
+    for (int i = 0; i < n; ++i) put(kn, v, i, fabs(get(kn, v, i)));
+    put(kn, m, n, UNTOUCHED), put(kn, v, n, UNTOUCHED);
+    for (int i = 0; i < n; ++i) first[i] = get(kn, m, i), second[i] = get(kn, v, i), start[i] = get(kn, weight, i);
+    kn->adamw(weight, g, m, v, n, &c);
+    for (int i = 0; i < n; ++i) {
+        const wide up = 0.5L * get(kn, g, i), mean_ = 0.9L * first[i] + 0.1L * up, square_ = 0.97L * second[i] + 0.03L * up * up;
+        expect(kn, "adamw m", i, get(kn, m, i), mean_, u);
+        expect(kn, "adamw v", i, get(kn, v, i), square_, u);
+        expect(kn, "adamw w", i, get(kn, weight, i), 0.99L * start[i] - 0.02L * mean_ / (3 * sqrtl(square_) + 1e-3L), u);
+    }
+    expect(kn, "adamw, past its end", n, get(kn, m, n) + get(kn, v, n), 2 * UNTOUCHED, 0);
+}
+
+static void check_transpose(const Set *kn, int rows, int cols)
+{
+    static double x[MAX_D * MAX_ROW], to[MAX_D * MAX_ROW];
+    fill(kn, x, rows * (cols + PAD), 1, 90);
+    for (int i = 0; i < cols * (rows + PAD); ++i) put(kn, to, i, UNTOUCHED);
+    kn->transpose(x, cols + PAD, rows, cols, to, rows + PAD);
+    for (int c = 0; c < cols; ++c)
+        for (int r = 0; r < rows + PAD; ++r)
+            expect(kn, "transpose", c * (rows + PAD) + r, get(kn, to, c * (rows + PAD) + r),
+                   r < rows ? get(kn, x, r * (cols + PAD) + c) : UNTOUCHED, 0);
+}
+
 static void check_gather(const Set *kn, int kind, int rows, int cols, int row, int col)
 {
     static double x[2 * 9 * 4 * MAX_D], to[9 * MAX_D + 1], one;
@@ -351,6 +428,7 @@ static void check_set(const Set *kn)
         }
     for (int width = 1; width <= MAX_D; ++width)
         for (int way = 0; way < 4; ++way) check_turn(kn, width, width / 2 - way % 2 * (width / 8), way % 2, way / 2);
+    for (int n = 1; n <= MAX_D; ++n) check_learning(kn, n, n % 2), check_learning(kn, n, 1 - n % 2), check_transpose(kn, n, MAX_D - n + 1);
     printf("%-10s %s  rows: largest error %.2f of what is allowed\n", kn->name, kn->dtype, worst);
 }
 

@@ -1,0 +1,109 @@
+"""Checkpoints: safetensors files that are either whole or not there, and that know whether they are what was written."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qkvc.nn.layer import Array
+
+
+class DamagedCheckpoint(ValueError):
+    """A file that is no checkpoint, or no longer the one that was written."""
+
+
+def _checksum(tensors: Mapping[str, Array], about: str) -> str:
+    """CRC-32 of everything in the file, names and shapes included."""
+    sum_ = zlib.crc32(about.encode())
+    for name in sorted(tensors):
+        x = tensors[name]
+        sum_ = zlib.crc32(x.tobytes(), zlib.crc32(f"{name} {x.dtype} {x.shape}".encode(), sum_))
+    return f"{sum_:08x}"
+
+
+def save_checkpoint(path: str | os.PathLike[str], tensors: Mapping[str, Array], about: Mapping[str, Any]) -> None:
+    """Write a checkpoint, by the package safetensors.
+
+    The file is written beside its place, flushed to the disk and then renamed, so that whoever opens the path, after a crash too, finds
+    the whole file or the one that was there before.
+
+    Parameters
+    ----------
+    path : path
+        Where; a file that is there is replaced.
+    tensors : dict of ndarray
+    about : dict
+        What JSON can hold: sizes, steps, the history of a run.
+
+    Raises
+    ------
+    OSError
+        No room, no permission; what was at `path` is still there, and nothing else.
+    ModuleNotFoundError
+        No safetensors.
+    """
+    from safetensors.numpy import save
+
+    target, text = Path(path), json.dumps(about)
+    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    metadata = {"about": text, "crc32": _checksum(tensors, text)}
+    try:
+        with open(beside, "wb") as file:
+            file.write(save({name: np.ascontiguousarray(x) for name, x in tensors.items()}, metadata))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, target)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    directory = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # or the new name might be lost with the power
+    finally:
+        os.close(directory)
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Read what `save_checkpoint` wrote.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    tensors : dict of ndarray
+    about : dict
+
+    Raises
+    ------
+    DamagedCheckpoint
+        A file that is cut off, changed, or not a checkpoint; a ValueError.
+    OSError
+        No such file.
+    ModuleNotFoundError
+        No safetensors.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    with open(path, "rb"):  # safetensors' own message does not name the file
+        pass
+    try:
+        with safe_open(os.fspath(path), framework="np") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    except SafetensorError as error:
+        raise DamagedCheckpoint(
+            f"load_checkpoint: path: expected a whole checkpoint, got {path}, of which safetensors says: {error}"
+        ) from None
+    text = metadata.get("about", "")
+    if metadata.get("crc32") != _checksum(tensors, text):
+        raise DamagedCheckpoint(f"load_checkpoint: path: expected a checkpoint as it was written, got {path}, whose checksum differs")
+    about: dict[str, Any] = json.loads(text)
+    return tensors, about

@@ -1,0 +1,152 @@
+"""What every layer is: it computes, it remembers what its gradient needs, and it names what it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qkvc._coerce import as_array, bad, shape_text
+
+Array = NDArray[Any]
+
+
+class Parameter:
+    """An array that is learned.
+
+    Parameters
+    ----------
+    value : ndarray of float32 or float64
+        C-contiguous; changed in place by an optimiser.
+
+    Attributes
+    ----------
+    grad : ndarray, shape of `value`, or None
+        What backward passes have added up since `Layer.zero_grad`.
+    frozen : bool
+        If set, no gradient is computed, and so nothing is learned.
+    """
+
+    def __init__(self, value: Array) -> None:
+        self.value = value
+        self.grad: Array | None = None
+        self.frozen = False
+
+    def add(self, grad: Array) -> None:
+        """Add a gradient, which becomes the parameter's own."""
+        if not self.frozen:
+            self.grad = grad if self.grad is None else self.grad + grad
+
+
+class Layer:
+    """A step of a model, with its own gradient.
+
+    ``layer(x)`` computes.  ``layer.forward(x)`` computes the same and remembers what ``layer.backward(grad)`` needs, which returns the
+    gradient with respect to `x` and adds those of its parameters to theirs.  There is no graph: a layer of layers calls them one after
+    another, and their backwards in reverse.
+    """
+
+    _kept: tuple[Any, ...] | None = None
+
+    def forward(self, x: Any, /, *more: Any) -> Array:
+        """Compute, and remember."""
+        raise NotImplementedError(f"{type(self).__name__}.forward")
+
+    def __call__(self, x: Any, /, *more: Any) -> Array:
+        """Compute, and forget."""
+        try:
+            return self.forward(x, *more)
+        finally:
+            self.forget()
+
+    def parts(self) -> Iterator[tuple[str, Parameter | Layer]]:
+        """Parameters and layers by the names of the attributes that hold them, in the order of assignment."""
+        for name, part in vars(self).items():
+            if isinstance(part, (Parameter, Layer)):
+                yield name, part
+            elif isinstance(part, list):
+                yield from ((f"{name}.{index}", inner) for index, inner in enumerate(part) if isinstance(inner, Layer))
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Everything that is learned, under names such as "blocks.0.attention.q_weight"."""
+        found: dict[str, Parameter] = {}
+        for name, part in self.parts():
+            inner = {"": part} if isinstance(part, Parameter) else part.parameters()
+            found |= {f"{name}.{rest}" if rest else name: parameter for rest, parameter in inner.items()}
+        return found
+
+    def num_parameters(self) -> int:
+        """How many numbers are learned."""
+        return sum(parameter.value.size for parameter in self.parameters().values())
+
+    def zero_grad(self) -> None:
+        """Begin to add gradients up anew."""
+        for parameter in self.parameters().values():
+            parameter.grad = None
+
+    def forget(self) -> None:
+        """Let go of what `forward` remembers."""
+        self._kept = None
+        for _, part in self.parts():
+            if isinstance(part, Layer):
+                part.forget()
+
+    def state(self) -> dict[str, Array]:
+        """Copies of all parameters, for a checkpoint."""
+        return {name: parameter.value.copy() for name, parameter in self.parameters().items()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take the parameters from what `state` gave.
+
+        Parameters
+        ----------
+        state : dict of array_like
+            Every parameter's array, of its shape; converted to its dtype.
+
+        Raises
+        ------
+        ValueError
+            A name too many or too few, or another shape; then no parameter has changed.
+        """
+        parameters, who = self.parameters(), f"{type(self).__name__}.load"
+        if wrong := sorted(parameters.keys() ^ state.keys()):
+            here = "a tensor of that name" if wrong[0] in parameters else "no such tensor"
+            raise ValueError(bad(f"state, {wrong[0]}", here, "none" if wrong[0] in parameters else "one", who))
+        arrays = {name: as_array(name, x, who) for name, x in state.items()}
+        for name, parameter in parameters.items():
+            if arrays[name].shape != parameter.value.shape:
+                raise ValueError(bad(f"state, {name}", f"shape {parameter.value.shape}", shape_text(arrays[name]), who))
+        for name, parameter in parameters.items():
+            parameter.value[...] = arrays[name]
+
+    def _recall(self) -> tuple[Any, ...]:
+        """What `forward` has kept, which is needed once."""
+        if self._kept is None:
+            raise RuntimeError(f"{type(self).__name__}.backward: expected a forward before it, got none since the last backward")
+        kept, self._kept = self._kept, None
+        return kept
+
+
+def as_rows(x: Array) -> Array:
+    """(..., width) as (tokens, width)."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def as_input(x: Any, width: int, dtype: np.dtype[Any], who: str, name: str = "x") -> Array:
+    """An array (..., width) of the layer's own dtype."""
+    array = as_array(name, x, who)
+    if array.dtype != dtype:
+        raise TypeError(bad(name, f"{dtype}, as the parameters are", str(array.dtype), who))
+    if array.ndim == 0 or array.shape[-1] != width:
+        raise ValueError(bad(name, f"shape (..., {width})", shape_text(array), who))
+    return array
+
+
+def as_grad(grad: Any, shape: tuple[int, ...], dtype: np.dtype[Any], who: str) -> Array:
+    """The gradient of what a layer gave, C-contiguous."""
+    array = as_input(grad, shape[-1], dtype, who, "grad")
+    if array.shape != shape:
+        raise ValueError(bad("grad", f"shape {shape}, that of the result", shape_text(array), who))
+    return np.ascontiguousarray(array)
