@@ -224,7 +224,7 @@ cdef void rounding_task(void *context, Py_ssize_t task, int worker) noexcept nog
 
 
 def bfloat16_bits(const float[::1] x, num_threads):
-    """x rounded to bfloat16, as its bits, so that ml_dtypes need not be there; in NumPy it would take longer than the attention after it."""
+    """x rounded to bfloat16, as its bits, so that ml_dtypes need not be there; NumPy would take longer for it than attention takes."""
     cdef Rounding rounding
     cdef int threads = threads_for(num_threads)
     cdef uint16_t[::1] bits
