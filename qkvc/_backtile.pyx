@@ -136,7 +136,8 @@ cdef bint differentiate(const Problem *p, const Gradients *g, Scratch *s, Desk *
     if not look(p, s, t, index, depth, b):
         return False
     score(p, s, t, depth, b)                                                        # S <- K QT + bias, -inf where masked
-    kn.scores(b.V, b.V_row, <int>p.Dv, r.dOT, depth, t.vecs, part + b.first * g.pitch * p.item, g.pitch, <int>g.pitch if part else 0, r.dP)
+    kn.scores(b.V, b.V_row, <int>p.Dv, r.dOT, depth, t.vecs, part + b.first * g.pitch * p.item, g.pitch, <int>g.pitch if part else 0,
+              NULL, r.dP)
     kn.back_softmax(s.S, r.dP, r.lse, r.delta, depth, t.vecs)                       # dP = V dOT; P <- exp2(S - lse), dS <- P (dP - delta)
     return True
 
