@@ -271,9 +271,14 @@ class Run:
     # ---------------------------------------------------------------------------------------------------------------------- results
 
     def sample(self, prompt: bytes, count: int, temperature: float = 0.8) -> str:
-        """The prompt and so many bytes after it, drawn from softmax(scores / temperature), with a cache."""
+        """The prompt and so many bytes after it, drawn from softmax(scores / temperature), with a cache.
+
+        Each byte sees as many before it as in training: farther ones would stand at distances that the model has never met, and 128 bytes
+        later it would write nonsense.
+        """
         model, rng = self.model.llama(), np.random.default_rng(self.settings.seed)
-        caches = model.caches(1, len(prompt) + count)
+        seen = self.settings.length
+        caches = model.caches(1, seen + len(prompt), window=seen)
         text = bytearray(prompt)
         ids = np.frombuffer(bytes(prompt), np.uint8)[np.newaxis].astype(np.int64)
         for _ in range(count):
