@@ -16,6 +16,8 @@ def describe(
     scale: Any,
     head_scale: Any,
     layout: Any,
+    precision: Any,
     out: Any,
     num_threads: Any,
+    starts: Any,
 ) -> dict[str, Any]: ...

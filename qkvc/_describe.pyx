@@ -6,11 +6,12 @@ A sweep like those of _attention.pyx and _inside.pyx whose kernels are a counter
 from libc.math cimport INFINITY
 from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memset
 
 from qkvc._cut cimport LANE_OVERHEAD
 from qkvc._kernels cimport QKVC_BFLOAT16, QKVC_MAX_VECS, kernels_in_use, threads_for
 from qkvc._plan cimport Plan, Problem, View, make_plan
-from qkvc._tile cimport MAX_TILE, Block, Scratch, Tile, W, carve, get, lay_out, look, part_bytes, scratch_of, sweep
+from qkvc._tile cimport MAX_TILE, Block, Scratch, Tile, W, carve, find, get, lay_out, look, part_bytes, scratch_of, sweep
 from qkvc._workers cimport Job, interrupted
 
 # A tile done again with a select for every key takes this much more than the first time: 2.9 to 3.6 times in all (docs/arithmetic.md).
@@ -18,17 +19,19 @@ from qkvc._workers cimport Job, interrupted
 cdef double AGAIN = 2.2
 
 cdef struct Counts:
-    int64_t blocks, clipped, masked   # that tiles look into; where positions, and where the bool mask, hide something
+    int64_t tiles, few                # of the tiles, those of few queries
+    int64_t vecs, queries, lanes      # most of a tile, and lanes of all that hold queries
+    int64_t blocks, blocks_in_all     # that tiles look into, and would if nothing were masked
+    int64_t clipped, masked           # where positions, and where the bool mask, hide something
     int64_t pairs                     # of a query and a key that it may attend to
-    int64_t computed                  # of a lane, or one of few queries, and a key
-    int64_t again, tiles_again        # of a lane and a key of tiles in which a query may attend to nothing, which are done twice
-    int64_t key_rows                  # that all tiles read
+    int64_t computed, few_computed    # of a lane, or one of few queries, and a key; the latter alone
+    int64_t again, tiles_again        # what the second time takes of tiles in which a query may attend to nothing, in pairs
+    int64_t key_rows, few_rows        # that all tiles read; those of few queries
     int64_t mask_cells, bias_cells    # ... rows that lanes share counted once a tile
     Py_ssize_t head                   # (batch item, key head) of the tile before, and which keys its tiles have read
     int64_t first, last
     int64_t key_rows_once             # that any tile of their head reads
     int threads
-    Py_ssize_t pieces                 # of each head's keys where queries are few, else 0
     double *busy                      # what each thread has had to do, in pairs
 
 
@@ -59,22 +62,31 @@ cdef void close_head(Counts *to) noexcept nogil:
 
 
 cdef void count_tile(void *context, Py_ssize_t task, int worker) noexcept nogil:
-    """One task of the pool: `walk` without arithmetic."""
+    """One task of the pool: `walk` without arithmetic; the first piece of few queries' keys stands for all."""
     cdef Job *job = <Job *>context
     cdef const Problem *p = <const Problem *>job.problem
     cdef Counts *to = <Counts *>job.extra
     cdef Scratch *s = scratch_of(job, worker)
-    cdef Tile t = lay_out(p, s, task)
+    cdef Tile t = find(p, task)
     cdef int64_t[MAX_TILE] seen
     cdef int[QKVC_MAX_VECS] depth
     cdef int lanes = p.kernels.lanes, v, idlest
-    cdef int64_t computed = 0, swapped = 0, n, i
+    cdef int64_t computed = 0, swapped = 0, rows = 0, n, i
+    cdef Py_ssize_t pieces = t.shares if t.few else 1
     cdef bint empty = False
     cdef double work
     cdef Block b
-    if task // p.tiles != to.head:
+    if t.few and t.share:
+        return
+    t = lay_out(p, s, task)
+    if t.batch * p.kv_heads + t.kv_head != to.head:
         close_head(to)
-        to.head = task // p.tiles
+        to.head = t.batch * p.kv_heads + t.kv_head
+    to.tiles += 1
+    to.few += t.few
+    to.vecs, to.queries = max(to.vecs, t.vecs), max(to.queries, t.queries)
+    to.lanes += 0 if t.few else t.vecs * lanes
+    to.blocks_in_all += ((p.lengths[t.batch] if p.runs else p.Lk) + W - 1) // W
     for v in range(t.queries):
         seen[v] = 0
     for i in range(t.block, t.blocks):
@@ -85,7 +97,7 @@ cdef void count_tile(void *context, Py_ssize_t task, int worker) noexcept nogil:
         to.blocks += 1
         to.clipped += b.clipped
         to.masked += b.masked
-        to.key_rows += b.keys
+        rows += b.keys
         to.first, to.last = min(to.first, b.first), max(to.last, b.first + b.keys)
         for v in range(t.vecs):
             computed += depth[v] * lanes
@@ -100,45 +112,48 @@ cdef void count_tile(void *context, Py_ssize_t task, int worker) noexcept nogil:
             to.bias_cells += rows_apart(s.bias_row, t.queries, p.bias.col, b.keys)
     for v in range(t.queries):
         empty = empty or seen[v] == 0
-    to.computed += swapped if to.pieces else computed
-    work = swapped if to.pieces else computed + t.vecs * lanes * LANE_OVERHEAD / 2  # a pair is 2 flops a column
+    to.key_rows += rows
+    to.computed += swapped if t.few else computed
+    if t.few:
+        to.few_rows += rows
+        to.few_computed += swapped
+    work = swapped if t.few else computed + t.vecs * lanes * LANE_OVERHEAD / 2  # a pair is 2 flops a column
     if empty and computed:
         to.tiles_again += 1
-        to.again += computed
-        work += again(to.pieces) * computed
-    for _ in range(max(1, to.pieces)):
+        to.again += <int64_t>(again(t.few) * computed)
+        work += again(t.few) * computed
+    for _ in range(pieces):
         idlest = 0
         for v in range(to.threads):  # the next task goes to whoever is done first
             if to.busy[v] < to.busy[idlest]:
                 idlest = v
-        to.busy[idlest] += work / max(1, to.pieces)
+        to.busy[idlest] += work / pieces
 
 
-cdef double again(Py_ssize_t pieces) noexcept nogil:
-    return 1 + AGAIN if pieces else AGAIN
+cdef double again(bint few) noexcept nogil:
+    return 1 + AGAIN if few else AGAIN
 
 
-cdef str why_copied(bint copied, const Problem *p, const View *view):
+cdef str why_copied(bint copied, const Problem *p, const View *view, bint few):
     """Which of the reasons in `aliases` and `make_plan`; few queries widen what they load, and pair it."""
     if not copied:
         return ""
-    if view.kind != p.kernels.kind and not p.pieces:
+    if view.kind != p.kernels.kind and not few:
         return "storage"
-    if p.kernels.kind == QKVC_BFLOAT16 and (p.D % 2 if view == &p.key else not p.pieces):
+    if p.kernels.kind == QKVC_BFLOAT16 and (p.D % 2 if view == &p.key else not few):
         return "pairs"
     return "columns" if view.col != 1 else "rows"
 
 
 def describe(query, key, value, mask, bias, causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap, scale, head_scale, layout,
-             out, num_threads):
+             precision, out, num_threads, starts):
     """The plan of a call and what its tiles would read and compute, in plain numbers.  Of the arrays only mask and bias are looked at."""
     cdef Plan plan = make_plan(query, key, value, mask, bias, causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap, scale,
-                               head_scale, layout, out, False, num_threads)
+                               head_scale, layout, out, False, num_threads, None, None, precision, False, starts)
     cdef Problem *p = &plan.problem
     cdef Counts to
-    cdef Py_ssize_t tasks = p.batch * p.kv_heads * p.tiles if plan.out.size else 0
-    cdef Py_ssize_t vectors = (p.vectors + max(p.tiles, 1) - 1) // max(p.tiles, 1)
-    cdef int threads = <int>max(1, min(tasks * max(1, p.pieces), p.threads)), i
+    cdef Py_ssize_t tasks = p.tasks if plan.out.size else 0
+    cdef int threads = <int>max(1, min(tasks, p.threads)), i
     cdef double most = 0, total = 0
     told = {
         "kernels": p.kernels.name.decode(),
@@ -148,35 +163,24 @@ def describe(query, key, value, mask, bias, causal, q_offset, window, key_length
         "items": (p.query.size, p.key.size, p.value.size, p.out.size),
         "dim": p.D,
         "v_dim": p.Dv,
-        "rows": p.batch * p.heads * p.Lq if tasks else 0,
+        "rows": (p.Lq if p.runs else p.batch * p.Lq) * p.heads if tasks else 0,
         "lanes": p.kernels.lanes,
-        "tiles": tasks,
-        "tile_vectors": vectors if tasks else 0,
-        "tile_queries": min(vectors * p.kernels.lanes, p.rows) if tasks else 0,
         "pieces": p.pieces if tasks else 0,
         "parts": p.kv_heads * p.blocks * part_bytes(p) if tasks else 0,
-        "lanes_in_all": p.batch * p.kv_heads * p.vectors * p.kernels.lanes if tasks else 0,
-        "blocks_in_all": tasks * ((p.Lk + W - 1) // W),
         "threads": threads,
         "threads_worth": p.threads,
         "threads_allowed": threads_for(num_threads),
         "scratch": carve(p, NULL),
-        "copy_key": why_copied(p.few_copy_key if p.pieces else p.copy_key, p, &p.key),
-        "copy_value": why_copied(p.few_copy_value if p.pieces else p.copy_value, p, &p.value),
         "lane_overhead": LANE_OVERHEAD,
-        "again": again(p.pieces),
     }
-    to.blocks = to.clipped = to.masked = to.pairs = to.computed = to.again = to.tiles_again = to.key_rows = to.key_rows_once = 0
-    to.mask_cells = to.bias_cells = 0
-    to.head = -1
-    to.first, to.last = 0, 0
-    to.threads, to.pieces = threads, p.pieces
+    copied = p.copy_key, p.copy_value
+    memset(&to, 0, sizeof(to))
+    to.head, to.threads = -1, threads
     to.busy = <double *>calloc(threads, sizeof(double))
     if to.busy == NULL:
         raise MemoryError("explain: no memory for the counts")
     try:
         if tasks:
-            p.pieces = 0                         # tiles are counted
             p.threads = 1                        # one after the other, so that the counts need no lock
             p.copy_key = p.copy_value = False    # the numbers are not wanted
             sweep(plan, count_tile, tasks, &to)
@@ -185,9 +189,13 @@ def describe(query, key, value, mask, bias, causal, q_offset, window, key_length
             most, total = max(most, to.busy[i]), total + to.busy[i]
     finally:
         free(to.busy)
+    few = p.pieces and to.few == to.tiles
     told.update(
-        blocks=to.blocks, blocks_clipped=to.clipped, blocks_masked=to.masked, pairs=to.pairs, pairs_computed=to.computed,
-        pairs_again=to.again, tiles_again=to.tiles_again, key_rows=to.key_rows, key_rows_once=to.key_rows_once,
-        mask_cells=to.mask_cells, bias_cells=to.bias_cells, share=most / total if total else 1.0 / threads,
+        copy_key=why_copied(p.few_copy_key if few else copied[0], p, &p.key, few),
+        copy_value=why_copied(p.few_copy_value if few else copied[1], p, &p.value, few),
+        tiles=to.tiles, few=to.few, tile_vectors=to.vecs, tile_queries=to.queries, lanes_in_all=to.lanes, blocks=to.blocks,
+        blocks_in_all=to.blocks_in_all, blocks_clipped=to.clipped, blocks_masked=to.masked, pairs=to.pairs, pairs_computed=to.computed,
+        few_computed=to.few_computed, pairs_again=to.again, tiles_again=to.tiles_again, key_rows=to.key_rows, few_rows=to.few_rows,
+        key_rows_once=to.key_rows_once, mask_cells=to.mask_cells, bias_cells=to.bias_cells, share=most / total if total else 1.0 / threads,
     )
     return told

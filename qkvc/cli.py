@@ -90,6 +90,7 @@ def _explained(options: argparse.Namespace) -> qkvc.Explanation:
         alibi_slopes=[1.0] if options.alibi else None,
         softcap=options.softcap,
         layout=options.layout,
+        precision=options.precision,
         num_threads=options.threads,
         dtype=options.dtype,
         peak=options.peak,
@@ -150,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--bias", nargs="?", const="", metavar="SHAPE", help="numbers added to the scores, of queries x keys")
     explain.add_argument("--alibi", action="store_true", help="slopes per head")
     explain.add_argument("--softcap", type=float, metavar="CAP")
+    explain.add_argument("--precision", choices=["bf16"], help="multiply pairs of bfloat16, whatever the dtype")
     explain.add_argument("--threads", type=int, metavar="N", help="that the call may use")
     explain.add_argument("--peak", type=float, metavar="GFLOP/S", help="of the machine (default: measured)")
     explain.add_argument("--bandwidth", type=float, metavar="GB/S", help="of the machine (default: measured)")

@@ -7,7 +7,7 @@ from functools import lru_cache
 from importlib import import_module
 from math import prod
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qkvc.functional import Causal, Layout, Window
 
 READ_BYTES = 1 << 28  # several times the last cache of most machines
+ROUNDING = 2e-9  # seconds a number that `precision` rounds, on one thread: 1.2 to 1.9 ns up to a million, 5.7 in pages that are new
 WAKE = 5e-6  # seconds until a sleeping thread has taken its first tile: 5 to 10 us, none while it still spins
 
 
@@ -73,8 +74,9 @@ class Explanation:
     narrow: bool  # the set with half the lanes stands in, because the queries would leave too many empty
     dtype: str  # that is computed in
     lanes: int
-    pieces: int  # of each head's keys, which lie in the lanes because queries are few; 0: queries do, in tiles
+    pieces: int  # of each head's keys, which lie in the lanes because queries are few, or the most in a ragged batch; 0: queries do
     tiles: int  # of queries, over all heads and batch items; of few queries one for each key head
+    few: int  # ... how many those are: none or all, except in a ragged batch
     tile_vectors: int  # in the largest of them
     tile_queries: int
     blocks: int  # of 128 keys that a tile computes, over all tiles ...
@@ -122,7 +124,7 @@ class Explanation:
         useful = f" ({self.flops / self.flops_computed:.0%} of them useful)" if self.flops_computed else ""
         return [
             ("kernels", f"{self.kernels} {self.dtype}{half}"),
-            ("few queries" if self.pieces else "tiles", self._tiles() + again),
+            ("few queries" if self.few else "tiles", self._tiles() + again),
             ("blocks of keys", ", ".join([f"{self.blocks:,} of {self.blocks_in_all:,}", *cut])),
             ("copied", "; ".join(self.copies) or "nothing"),
             ("threads", f"{self.threads}: {self.threads_why}"),
@@ -136,15 +138,17 @@ class Explanation:
         ]
 
     def _tiles(self) -> str:
-        if self.pieces:
-            return f"{self.tile_queries} of each of {self.tiles:,} key heads; keys in {self.lanes} lanes, in {self.pieces} pieces a head"
-        return f"{self.tiles:,} of up to {self.tile_queries} queries in {self.tile_vectors} x {self.lanes} lanes"
+        tiles = f"{self.tiles - self.few:,} of up to {self.tile_queries} queries in {self.tile_vectors} x {self.lanes} lanes"
+        keys = f"keys in {self.lanes} lanes, in {self.pieces} pieces a head"
+        if self.few == self.tiles > 0:
+            return f"{self.tile_queries} of each of {self.tiles:,} key heads; {keys}"
+        return f"of {self.few:,} key heads, {keys}; beside them tiles, {tiles}" if self.few else tiles
 
     def __str__(self) -> str:
         return "\n".join(f"{what:<19} {value}" for what, value in self.rows())
 
     def __repr__(self) -> str:
-        tiles = "heads of few queries" if self.pieces else "tiles"
+        tiles = "heads of few queries" if self.few == self.tiles > 0 else "tiles"
         what = f"{self.kernels} {self.dtype}, {self.tiles} {tiles}, threads={self.threads}, {_scaled(self.flops_computed, 'FLOP')}"
         return f"<Explanation: {what}, {_scaled(self.seconds, 's')}, bound by {self.bound}>"
 
@@ -219,13 +223,12 @@ def _work(told: dict[str, Any], softcap: bool, slopes: bool, bias: bool) -> floa
     other = cost.softmax + softcap * cost.softcap + slopes * cost.slope + bias * cost.bias
     other += cost.mask * told["blocks_masked"] / max(told["blocks"], 1)
     tile = 2 * columns / (cost.single if told["tile_vectors"] == 1 else cost.full) + other
-    work = tile * told["again"] * told["pairs_again"]
-    if told["pieces"]:
-        work += (2 * columns / cost.few + other) * told["pairs_computed"] + cost.key * columns * told["key_rows"]
-    else:
-        work += tile * told["pairs_computed"] + told["lane_overhead"] * columns * told["lanes_in_all"]
+    work = tile * (told["pairs_computed"] - told["few_computed"] + told["pairs_again"])
+    work += told["lane_overhead"] * columns * told["lanes_in_all"]
+    work += (2 * columns / cost.few + other) * told["few_computed"] + cost.key * columns * told["few_rows"]
+    rows = told["key_rows"] - (told["few_rows"] if told["few"] < told["tiles"] else 0)  # few queries beside tiles load what those copy
     for copied, width in ((told["copy_key"], told["dim"]), (told["copy_value"], told["v_dim"])):
-        work += _COPIES[copied][1][dtype] * told["key_rows"] * width if copied else 0
+        work += _COPIES[copied][1][dtype] * rows * width if copied else 0
     return float(work)
 
 
@@ -245,15 +248,18 @@ def explain(
     softcap: float | None = None,
     scale: float | None = None,
     head_scale: ArrayLike | None = None,
-    layout: Layout = "bhld",
+    layout: Layout | None = None,
+    precision: Literal["bf16"] | None = None,
     out: NDArray[Any] | None = None,
     num_threads: int | None = None,
+    cu_seqlens_q: ArrayLike | None = None,
+    cu_seqlens_k: ArrayLike | None = None,
     dtype: DTypeLike = np.float32,
     peak: float | None = None,
     bandwidth: float | None = None,
     overhead: float | None = None,
 ) -> Explanation:
-    """What `attention` would do with these arguments, without doing it, and how long it should take.
+    """What `attention`, or `attention_varlen`, would do with these arguments, without doing it, and how long it should take.
 
     Parameters
     ----------
@@ -261,8 +267,10 @@ def explain(
         As of `attention`, or only shapes; their numbers are not looked at.
     mask, bias : array_like, or tuple of int, optional
         As of `attention`, and looked at; of a shape, everything passes.
-    causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap, scale, head_scale, layout, out, num_threads
+    causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap, scale, head_scale, layout, precision, out, num_threads
         As of `attention`.  Nothing is written.
+    cu_seqlens_q, cu_seqlens_k : array_like of int, optional
+        Both: the call is that of `attention_varlen`, with its arguments and its default layout.
     dtype : dtype_like, default float32
         Of what is given as a shape.
     peak : float, optional
@@ -291,8 +299,8 @@ def explain(
     the kernel set reaches in cache on a Zen 4.  There, on one core, 26 of 32 calls of 0.2 to 100 ms came out within 8 %.  Where queries
     are few, 0.65 of the shorter of arithmetic and memory is hidden behind the other and not counted (predicted / measured 0.6 to 1.4, 19
     of 24 within 25 %).  Left out are: what caches keep from the call before, and that memory is read while tiles compute; keys and values
-    reread from beyond L1 (0.5, the portable set at D = 128) or L2; conversion of inputs of another dtype, byte order or alignment; tiles
-    done again because numbers are not finite; clocks that change, and whoever else computes.
+    reread from beyond L1 (0.5, the portable set at D = 128) or L2; conversion of inputs of another dtype, byte order or alignment, but for
+    what `precision` rounds; tiles done again because numbers are not finite; clocks that change, and whoever else computes.
     """
     try:
         if dtype == "bfloat16":  # a name that NumPy knows as soon as ml_dtypes has been imported
@@ -305,8 +313,14 @@ def explain(
             raise ValueError(bad(name, "a number above 0", str(number), "explain"))
     given = {"query": query, "key": key, "value": value, "mask": mask, "bias": bias}
     q, k, v, m, b = (_as_given(name, x, kind) for name, x in given.items())
-    options = (causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap, scale, head_scale, layout, out, num_threads)
-    told = describe(q, k, v, m, b, *options)
+    ragged = cu_seqlens_q is not None
+    if ragged != (cu_seqlens_k is not None):
+        raise TypeError(bad("cu_seqlens_q", "both it and cu_seqlens_k, or none of them", "one", "explain"))
+    if ragged and (mask is not None or bias is not None or key_lengths is not None):
+        raise TypeError(bad("cu_seqlens_q", "no mask, bias or key_lengths beside it", "one of them", "explain"))
+    layout = layout or ("blhd" if ragged else "bhld")
+    options = (causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap, scale, head_scale, layout, precision, out, num_threads)
+    told = describe(q, k, v, m, b, *options, (cu_seqlens_q, cu_seqlens_k) if ragged else None)
 
     item, (q_item, k_item, v_item, out_item) = told["item"], told["items"]
     threads, kernels = told["threads"], active_kernels()
@@ -320,7 +334,7 @@ def explain(
     columns = told["dim"] + told["v_dim"]
     work = _work(told, softcap is not None, alibi_slopes is not None, b is not None)
     arithmetic, memory = work * told["share"] * threads / (peak * 1e9), (read + written) / (bandwidth * 1e9)
-    hidden = HIDDEN * min(arithmetic, memory) if told["pieces"] else 0.0
+    hidden = HIDDEN * min(arithmetic, memory) if told["few"] else 0.0
     return Explanation(
         **{field.name: told[field.name] for field in fields(Explanation) if field.name in told},
         threads_why=_why(told),
@@ -334,5 +348,5 @@ def explain(
         bandwidth=bandwidth,
         arithmetic=arithmetic - (hidden if arithmetic <= memory else 0),
         memory=memory - (hidden if arithmetic > memory else 0),
-        overhead=overhead + (WAKE if threads > 1 else 0),
+        overhead=overhead + (WAKE if threads > 1 else 0) + (ROUNDING * sum(map(np.size, (q, k, v))) if precision else 0),
     )

@@ -151,6 +151,8 @@ LONG_CALLS = {
     "options = dict(mask=np.broadcast_to(np.bool_(False), (1, 2**36)))",
     "one thread": "q, k = np.ones((8, 65536, 64), np.float32), np.ones((1, 65536, 64), np.float32); options = dict(num_threads=1)",
     "ragged": "q = k = np.ones((65536, 8, 64), np.float32); call = lambda: qkvc.attention_varlen(q, k, k, [0, 9, 65536], [0, 9, 65536])",
+    "parts": "q, k = np.broadcast_to(np.ones(256, np.float32), (16, 8192, 256)), np.ones((1, 16384, 256), np.float32); "
+    "call = lambda: qkvc.attention_parts(q, k, k[..., :1])",
     "cache": "cache = qkvc.KVCache(1, 1, 70000, 64, dtype='int8'); k = np.ones((1, 1, 65536, 64), np.float32); cache.append(k, k); "
     "q, k = np.ones((1, 8, 4096, 64), np.float32), k[:, :, :4096]; call = lambda: cache.attend(q, k, k); "
     "left = lambda: cache.lengths == 65536",

@@ -15,7 +15,7 @@ import pytest
 
 import qkvc
 from qkvc import _kernels, cli
-from qkvc.explanation import READ_BYTES
+from qkvc.explanation import READ_BYTES, ROUNDING
 
 from .reference import problem
 from .support import run_child
@@ -189,6 +189,40 @@ def test_few_queries_have_their_roles_swapped(isa: str, dtype: str) -> None:
     assert (shut.tiles_again, masked.tiles_again) == (0, 0)
     again = explain(query, key, value, mask=np.arange(4)[:, np.newaxis, np.newaxis] > np.zeros(700), num_threads=1)
     assert (again.tiles_again, again.arithmetic > 2 * shut.arithmetic) == (2, True)  # head 0 sees nothing: by tiles, twice
+
+
+def test_a_ragged_batch_is_its_sequences(isa: str) -> None:
+    """What is counted of each alone, and steps of decoding stand beside prompts."""
+    lengths = (3, 300), (100, 130), (0, 50), (60, 60), (1, 700), (0, 0)
+    starts = [np.cumsum([0, *side]) for side in zip(*lengths, strict=True)]
+    options = {"causal": "bottom-right", "num_threads": 1}
+    ragged = {**options, "cu_seqlens_q": starts[0], "cu_seqlens_k": starts[1]}
+    sizes = (164, 6, 40), (1240, 2, 40), (1240, 2, 24)
+    e = explain(*sizes, **ragged)
+    alone = [explain((6, q, 40), (2, k, 40), (2, k, 24), **options) for q, k in lengths if q]
+    for name in (
+        "tiles", "few", "blocks", "blocks_in_all", "blocks_clipped", "pairs", "flops", "flops_computed", "bytes_read", "bytes_written",
+        "bytes_reread",
+    ):  # fmt: skip
+        assert getattr(e, name) == sum(getattr(each, name) for each in alone), name
+    assert (e.few, e.pieces, e.tile_vectors) == (2, 1, max(each.tile_vectors for each in alone))
+    assert f"of 2 key heads, keys in {e.lanes} lanes, in 1 pieces a head; beside them tiles, {e.tiles - 2} of up to" in str(e)
+    assert explain(*empties(sizes), **ragged) == e
+    assert explain(*[(size[1], size[0], size[2]) for size in sizes], **ragged, layout="bhld") == e
+    keys = (12400, 2, 40)
+    steps = explain((3, 6, 40), keys, cu_seqlens_q=range(4), cu_seqlens_k=[0, 3000, 10000, 12400], num_threads=3)
+    assert (steps.few, steps.tiles, steps.tile_queries) == (6, 6, 3)
+    assert (steps.threads, steps.parts > 0) == (3, True)
+    assert "3 of each of 6 key heads" in str(steps)
+
+
+def test_lower_precision(isa: str) -> None:
+    """The tiles are those of bfloat16 arrays; the result stays float32, and somebody has to round."""
+    e, half, single = explain(*SIZES, precision="bf16"), explain(*SIZES, dtype="bfloat16"), explain(*SIZES)
+    assert (e.dtype, e.copies, e.flops_computed, e.bytes_read) == (half.dtype, half.copies, half.flops_computed, half.bytes_read)
+    assert (e.dtype == "bfloat16") == isa.endswith("bf16")
+    assert (e.arithmetic, e.bytes_written) == (half.arithmetic, single.bytes_written)
+    assert e.overhead - half.overhead == pytest.approx(ROUNDING * sum(map(np.prod, SIZES)))
 
 
 def test_few_queries_wait_for_memory_or_hide_it() -> None:
@@ -401,7 +435,7 @@ def test_every_number_is_told() -> None:
         {"mask": np.ones((150, 310))}, {"mask": np.ones((7, 310), bool)}, {"bias": np.ones((7, 310))}, {"causal": True},
         {"causal": "up"}, {"q_offset": 1}, {"window": (1, 2)}, {"window": 3}, {"key_lengths": 311}, {"softcap": 0.0},
         {"scale": np.inf}, {"alibi_slopes": np.ones(5), "causal": "top-left"}, {"sinks": np.ones(5)}, {"head_scale": "x"},
-        {"layout": "bhdl"}, {"layout": "blhd"}, {"num_threads": 0}, {"out": np.ones(3)},
+        {"layout": "bhdl"}, {"layout": "blhd"}, {"precision": "half"}, {"num_threads": 0}, {"out": np.ones(3)},
     ],
     ids=str,
 )  # fmt: skip
@@ -425,6 +459,10 @@ def test_attention_and_its_explanation_refuse_alike(wrong: dict[str, Any]) -> No
         (((3, 4),), {"dtype": "x"}, TypeError, "dtype: expected float64, float32, float16 or bfloat16, got 'x'"),
         (((3, 4),), {"peak": 0}, ValueError, "peak: expected a number above 0, got 0"),
         (((3, 4),), {"bandwidth": float("nan")}, ValueError, "bandwidth: expected a number above 0, got nan"),
+        (((3, 4),), {"cu_seqlens_q": [0, 3]}, TypeError, "cu_seqlens_q: expected both it and cu_seqlens_k, or none of them, got one"),
+        (((3, 4),), {"cu_seqlens_k": [0, 3]}, TypeError, "cu_seqlens_q: expected both it and cu_seqlens_k"),
+        (((3, 4),), {"cu_seqlens_q": [0, 3], "cu_seqlens_k": [0, 3], "mask": (3, 3)}, TypeError, "no mask, bias or key_lengths beside it"),
+        (((3, 4),), {"cu_seqlens_q": [0, 3], "cu_seqlens_k": [0, 4]}, ValueError, "cu_seqlens_k: expected"),
         (((3, 4),), {"overhead": -1.0}, ValueError, "overhead: expected a number above 0, got -1.0"),
     ],
 )
@@ -451,6 +489,7 @@ FAST = ["--peak", "100", "--bandwidth", "10", "--json"]
         ("1x1x9x8 --window=-1,2 --threads 1", ((1, 1, 9, 8),) * 3, {"window": (-1, 2), "num_threads": 1}),
         *[(f"1x1x9x8 --dtype {dtype}", ((1, 1, 9, 8),) * 3, {"dtype": dtype}) for dtype in ("float64", "float16", "bfloat16")],
         ("2x8x1x64 --kv 900 --kv-heads 2 --dtype bfloat16", ((2, 8, 1, 64), (2, 2, 900, 64), (2, 2, 900, 64)), {"dtype": "bfloat16"}),
+        ("1x1x9x8 --precision bf16", ((1, 1, 9, 8),) * 3, {"precision": "bf16"}),
         ("1x2x9x8 --mask --bias 2x9x1", ((1, 2, 9, 8),) * 3, {"mask": (9, 9), "bias": (2, 9, 1)}),
         ("1x2x9x8 --alibi --softcap 30", ((1, 2, 9, 8),) * 3, {"alibi_slopes": [1.0], "softcap": 30.0}),
     ],
