@@ -9,9 +9,14 @@ import numpy as np
 
 from qkvc._cpu import available_cpus
 
+cdef extern from "<fenv.h>" nogil:
+    ctypedef struct fenv_t:
+        pass
+    int fegetenv(fenv_t *environment)
+    int fesetenv(const fenv_t *environment)
+
 cdef extern from "fpenv.h" nogil:
     uint64_t qkvc_fp_enter()
-    void qkvc_fp_leave(uint64_t before)
 
 cdef extern from "pool.h" nogil:
     enum:
@@ -55,12 +60,14 @@ cdef void run(Task task, Idle idle, void *context, Py_ssize_t tasks, int threads
 
 def undisturbed(function, *arguments):
     """Call what computes with NumPy under the kernels' rounding and denormals, and with NumPy's errors off, whatever the caller's."""
-    cdef uint64_t environment = qkvc_fp_enter()
+    cdef fenv_t before  # all of it: on x86 NumPy's exp reports underflow by feraiseexcept, which raises the flag of x87
+    fegetenv(&before)
+    qkvc_fp_enter()
     try:
         with np.errstate(all="ignore"):
             return function(*arguments)
     finally:
-        qkvc_fp_leave(environment)
+        fesetenv(&before)
 
 
 # ------------------------------------------------------------------------------------------------------------------ kernel sets

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qkvc.functional import Causal, Layout, Window
 
 READ_BYTES = 1 << 28  # several times the last cache of most machines
-ROUNDING = 2e-9  # seconds a number that `precision` rounds, on one thread: 1.2 to 1.9 ns up to a million, 5.7 in pages that are new
+ROUNDED = 6  # bytes that go through memory for a number that `precision` rounds: a float, then 16 bits
 WAKE = 5e-6  # seconds until a sleeping thread has taken its first tile: 5 to 10 us, none while it still spins
 
 
@@ -293,7 +293,7 @@ def explain(
     Notes
     -----
     Measuring takes 0.2 s, once per process for each number of threads and set of kernels.  Counting takes about 1 % of the call, with a
-    mask or bias up to a third.
+    mask or bias up to a third, and `precision` rounds what it is given.
 
     Time = arithmetic of the busiest thread + bytes / bandwidth + overhead, where the arithmetic is what tiles compute at the speed that
     the kernel set reaches in cache on a Zen 4.  There, on one core, 26 of 32 calls of 0.2 to 100 ms came out within 8 %.  Where queries
@@ -333,7 +333,8 @@ def explain(
     written = told["rows"] * told["v_dim"] * out_item
     columns = told["dim"] + told["v_dim"]
     work = _work(told, softcap is not None, alibi_slopes is not None, b is not None)
-    arithmetic, memory = work * told["share"] * threads / (peak * 1e9), (read + written) / (bandwidth * 1e9)
+    moved = read + written + (ROUNDED * sum(map(np.size, (q, k, v))) if precision else 0)
+    arithmetic, memory = work * told["share"] * threads / (peak * 1e9), moved / (bandwidth * 1e9)
     hidden = HIDDEN * min(arithmetic, memory) if told["few"] else 0.0
     return Explanation(
         **{field.name: told[field.name] for field in fields(Explanation) if field.name in told},
@@ -348,5 +349,5 @@ def explain(
         bandwidth=bandwidth,
         arithmetic=arithmetic - (hidden if arithmetic <= memory else 0),
         memory=memory - (hidden if arithmetic > memory else 0),
-        overhead=overhead + (WAKE if threads > 1 else 0) + (ROUNDING * sum(map(np.size, (q, k, v))) if precision else 0),
+        overhead=overhead + (WAKE if threads > 1 else 0),
     )

@@ -15,7 +15,7 @@ import pytest
 
 import qkvc
 from qkvc import _kernels, cli
-from qkvc.explanation import READ_BYTES, ROUNDING
+from qkvc.explanation import READ_BYTES, ROUNDED
 
 from .reference import problem
 from .support import run_child
@@ -222,7 +222,7 @@ def test_lower_precision(isa: str) -> None:
     assert (e.dtype, e.copies, e.flops_computed, e.bytes_read) == (half.dtype, half.copies, half.flops_computed, half.bytes_read)
     assert (e.dtype == "bfloat16") == isa.endswith("bf16")
     assert (e.arithmetic, e.bytes_written) == (half.arithmetic, single.bytes_written)
-    assert e.overhead - half.overhead == pytest.approx(ROUNDING * sum(map(np.prod, SIZES)))
+    assert e.memory * 10e9 == pytest.approx(e.bytes_read + e.bytes_written + ROUNDED * sum(map(np.prod, SIZES)))
 
 
 def test_few_queries_wait_for_memory_or_hide_it() -> None:
