@@ -29,7 +29,7 @@ WAKE = 5e-6  # seconds until a sleeping thread has taken its first tile: 5 to 10
 class _Costs(NamedTuple):
     """Of a kernel set, in flops of the same time; fitted to one core of a Zen 4, 480 queries and keys, D = 16 to 128.
 
-    Those of few queries: 1 to 6 of them against keys in L2, D = 64 and 128.
+    Those of few queries: 1 to 6 of them against keys in L2, D = 64 and 128; of AVX-512's float32 and bfloat16 1, 4 and 8 against 64 MB.
     """
 
     full: float  # speed of the two products in tiles of two or more vectors, as a share of the FMA peak
@@ -44,8 +44,8 @@ class _Costs(NamedTuple):
 
 
 _COSTS = {
-    ("avx512", "float32"): _Costs(0.95, 0.89, 25, 41, 16, 22, 26, 0.87, 10),
-    ("avx512", "bfloat16"): _Costs(0.95, 0.62, 56, 82, 32, 44, 52, 0.65, 19),
+    ("avx512", "float32"): _Costs(0.95, 0.89, 25, 41, 16, 22, 26, 0.87, 6),
+    ("avx512", "bfloat16"): _Costs(0.95, 0.62, 56, 82, 32, 44, 52, 0.95, 7),
     ("avx512", "float64"): _Costs(0.88, 0.67, 30, 52, 11, 19, 25, 0.84, 10),
     ("avx2", "float32"): _Costs(0.85, 0.62, 35, 61, 18, 23, 37, 0.60, 9),
     ("avx2", "float64"): _Costs(0.79, 0.43, 42, 92, 23, 32, 54, 0.60, 10),
@@ -296,9 +296,10 @@ def explain(
     mask or bias up to a third, and `precision` rounds what it is given.
 
     Time = arithmetic of the busiest thread + bytes / bandwidth + overhead, where the arithmetic is what tiles compute at the speed that
-    the kernel set reaches in cache on a Zen 4.  There, on one core, 26 of 32 calls of 0.2 to 100 ms came out within 8 %.  Where queries
-    are few, 0.65 of the shorter of arithmetic and memory is hidden behind the other and not counted (predicted / measured 0.6 to 1.4, 19
-    of 24 within 25 %).  Left out are: what caches keep from the call before, and that memory is read while tiles compute; keys and values
+    the kernel set reaches in cache on a Zen 4.  There, on one core, 26 of 32 calls of 0.2 to 100 ms came out within 8 %; bfloat16 and
+    `precision` 0.98 to 1.13 of what was measured, ragged prompts 0.90 and 1.06, and 0.64 where steps among them read rows 4096 bytes apart.
+    Where queries are few, 0.65 of the shorter of arithmetic and memory is hidden behind the other and not counted: 0.78 to 1.25 with 1 to 8
+    of them against 64 MB.  Left out are: what caches keep from the call before, and that memory is read while tiles compute; keys and values
     reread from beyond L1 (0.5, the portable set at D = 128) or L2; conversion of inputs of another dtype, byte order or alignment, but for
     what `precision` rounds; tiles done again because numbers are not finite; clocks that change, and whoever else computes.
     """
