@@ -35,8 +35,9 @@ cdef const Kernels *kernels_in_use() noexcept nogil:
     return active
 
 
-# Kernels of half the lanes run at 88 % of the speed; they win when they leave fewer lanes empty than that.
-cdef double NARROW_PAYS = 0.88
+# Kernels of half the lanes run at 88 % of the speed; they win when they leave fewer lanes empty than that.  Seven of their vectors, three
+# tiles, are no faster than two tiles of four (from memory 13.2 for 11.1 ms), so 7 / 8 does not.
+cdef double NARROW_PAYS = 0.87
 
 # A call takes as many threads as it has this much work for: a wake costs 5 to 10 us, which is about 0.5 MFLOP of one core.
 cdef double FLOPS_PER_THREAD = 0.5e6

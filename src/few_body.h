@@ -392,7 +392,7 @@ static INLINE void few_project_rows(const REAL *Q, int tokens, int E, const char
     for (int e = 0; e < E; e += QKVC_BLOCK, done -= QKVC_BLOCK) {
         const int cols = least(E - e, QKVC_BLOCK);
         const ptrdiff_t ahead = e + AHEAD + (e + AHEAD < E ? 0 : next - E); /* behind their end the next rows begin */
-        vec sum[QKVC_FEW];
+        vec sum[QKVC_FEW_BYTES];
         if (e) UNROLL for (int c = 0; c < LANES; ++c) T[c] = T[QKVC_BLOCK + c];
         for (int i = 0; i < tokens; ++i) sum[i] = v_set1(0);
         for (int d = 0; d < cols; d += SEGMENT) {
