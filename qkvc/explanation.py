@@ -299,9 +299,9 @@ def explain(
     the kernel set reaches in cache on a Zen 4.  There, on one core, 26 of 32 calls of 0.2 to 100 ms came out within 8 %; bfloat16 and
     `precision` 0.98 to 1.13 of what was measured, ragged prompts 0.90 and 1.06, and 0.64 where steps among them read rows 4096 bytes apart.
     Where queries are few, 0.65 of the shorter of arithmetic and memory is hidden behind the other and not counted: 0.78 to 1.25 with 1 to 8
-    of them against 64 MB.  Left out are: what caches keep from the call before, and that memory is read while tiles compute; keys and values
-    reread from beyond L1 (0.5, the portable set at D = 128) or L2; conversion of inputs of another dtype, byte order or alignment, but for
-    what `precision` rounds; tiles done again because numbers are not finite; clocks that change, and whoever else computes.
+    of them against 64 MB.  Left out are: what caches keep from the call before, and that memory is read while tiles compute; keys and
+    values reread from beyond L1 (0.5, the portable set at D = 128) or L2; conversion of inputs of another dtype, byte order or alignment,
+    but for what `precision` rounds; tiles done again because numbers are not finite; clocks that change, and whoever else computes.
     """
     try:
         if dtype == "bfloat16":  # a name that NumPy knows as soon as ml_dtypes has been imported
