@@ -6,44 +6,51 @@ Nothing here changes a bit of the result (docs/arithmetic.md).
 from libc.math cimport ceil
 from libc.stdlib cimport calloc, qsort
 
-from qkvc._kernels cimport QKVC_BLOCK, QKVC_FEW, fitted, threads_for, threads_worth
+from qkvc._kernels cimport QKVC_BLOCK, QKVC_FEW_BYTES, QKVC_REAL, fitted, threads_for, threads_worth
 from qkvc._plan cimport Problem, Run
 
 # What a lane costs beside its flops (packing, storing, checking, for each of D + Dv), in flops of the same time: 16 queries against 16 keys
 # take twice the time of their arithmetic.
 cdef double LANE_OVERHEAD = 30
 
-# So many queries of a key head at most, against so many keys at least, have their roles swapped (_decode.pyx), which pays while transposing
-# keys costs less than empty lanes: up to 6; up to 8 where memory is what both wait for; up to QKVC_FEW where the heads are not enough for
-# the threads, because then keys are split.  Each thread gets so many pieces of them to choose from.
+# Queries of a key head have their roles swapped (_decode.pyx) where transposing keys costs less than empty lanes: up to FEW, and as many as
+# fill such a share of the lanes of whole vectors.  From memory, which tiles wait for, it is a whole vector and, with 32 registers, more of
+# the others.  (AVX-512, float32, D = 128, microseconds for 1000 keys: 9 and 17 queries in cache 68 and 112, in tiles 85 and 139; 9, 17 and
+# 33 from memory 75, 117 and 204, in tiles 124, 176 and 305.)  A vector too where the heads are not enough for the threads, because then
+# keys are split.  Each thread gets so many pieces of them to choose from.
 cdef Py_ssize_t FEW = 6
-cdef Py_ssize_t FEW_FROM_MEMORY = 8
-cdef double BEYOND_CACHES = 16e6  # bytes
+cdef double FEW_FLOATS = 0.6
+cdef double FEW_PAIRS = 0.8
+cdef double FEW_FROM_MEMORY = 0.9
+cdef double BEYOND_CACHES = 32e6  # bytes
+cdef double BEYOND_L2 = 4e6  # of 16 bits, which tiles copy: from L3 that waits as from memory
 cdef Py_ssize_t FEW_KEYS = 32
 cdef Py_ssize_t PIECES = 8
 
 # The parts of pieces wait in memory: 3 to 12 % of the bytes of K and V.  Arrays that broadcast may have more keys than there is memory.
 cdef double MOST_PARTS = 1e9  # bytes
-
-
-cdef Py_ssize_t most_few(const Problem *p, Py_ssize_t keys, int threads) noexcept:
-    """So few queries of all heads of a group that their roles and the keys' are better swapped; `keys` of all batch items."""
-    cdef Py_ssize_t most = FEW
-    if p.value.data == NULL or p.apart or p.backward:
-        return 0
-    if <double>p.kv_heads * keys * (p.D + p.Dv) * p.item > BEYOND_CACHES:
-        most = FEW_FROM_MEMORY
-    if p.batch * p.kv_heads < threads or p.few_bytes:  # bytes have bits of their own, which must know neither threads nor neighbours
-        most = QKVC_FEW
-    return min(most, p.kernels.lanes * p.kernels.vecs)
-
-
-cdef bint few(const Problem *p, Py_ssize_t rows, Py_ssize_t keys, Py_ssize_t most) noexcept:
-    return keys >= (1 if p.few_bytes else FEW_KEYS) and 0 < rows <= most
+cdef Py_ssize_t MOST_ENDS = 32  # numbers that m and l take for a query, at most
 
 
 cdef inline Py_ssize_t over(Py_ssize_t n, Py_ssize_t size) noexcept:
     return (n + size - 1) // size
+
+
+cdef bint few(const Problem *p, Py_ssize_t rows, Py_ssize_t length, Py_ssize_t keys, int threads) noexcept:
+    """Are the queries of all heads of a group so few that their roles and the keys' are better swapped?  `length` keys of theirs, `keys` of
+    all batch items."""
+    cdef Py_ssize_t lanes = p.kernels.lanes, sure = FEW
+    cdef bint short = p.key.kind != QKVC_REAL, wide = lanes * p.item >= 64  # and so has 32 of them
+    cdef double share = FEW_PAIRS if short and wide else FEW_FLOATS
+    if p.value.data == NULL or p.apart or p.backward or rows == 0 or rows > lanes * p.kernels.vecs:
+        return False
+    if p.few_bytes:  # they have bits of their own, which must know neither threads nor neighbours
+        return length > 0 and rows <= QKVC_FEW_BYTES
+    if <double>p.kv_heads * keys * (p.D + p.Dv) * p.key.size > (BEYOND_L2 if short else BEYOND_CACHES):
+        sure, share = max(sure, lanes), FEW_FROM_MEMORY if wide else share
+    if p.batch * p.kv_heads < threads:
+        sure = max(sure, 16)
+    return length >= FEW_KEYS and rows <= max(<double>sure, share * lanes * over(rows, lanes))
 
 
 cdef double work_of(const Problem *p, Py_ssize_t rows, Py_ssize_t length) noexcept:
@@ -56,7 +63,7 @@ cdef double work_of(const Problem *p, Py_ssize_t rows, Py_ssize_t length) noexce
 
 cdef Py_ssize_t pieces_of(const Problem *p, Py_ssize_t keys, double heads) noexcept:
     """Pieces of a head's keys, which are one part in `heads` of the work."""
-    if <double>p.batch * p.kv_heads * over(keys, QKVC_BLOCK) * p.rows * (p.Dv + 2 * QKVC_FEW) * p.item > MOST_PARTS:
+    if <double>p.batch * p.kv_heads * over(keys, QKVC_BLOCK) * p.rows * (p.Dv + MOST_ENDS) * p.item > MOST_PARTS:
         return 1
     return max(1, min(over(keys, QKVC_BLOCK), <Py_ssize_t>(PIECES * p.threads / heads)))
 
@@ -73,7 +80,7 @@ cdef int cut(Problem *p, object num_threads) except -1:
     """All batch items have one size."""
     cdef Py_ssize_t heads = p.batch * p.kv_heads
     p.rows = p.group * p.Lq
-    p.pieces = few(p, p.rows, p.Lk, most_few(p, p.batch * p.Lk, threads_for(num_threads)))
+    p.pieces = few(p, p.rows, p.Lk, p.batch * p.Lk, threads_for(num_threads))
     if not p.pieces:
         p.kernels = fitted(p.kernels, p.rows)
     p.vectors = over(p.rows, p.kernels.lanes)
@@ -97,7 +104,7 @@ cdef int heavier(const void *a, const void *b) noexcept nogil:
 cdef int cut_runs(Problem *p, object num_threads) except -1:
     """Each sequence has its own; the heaviest tasks come first, so that the last to end are light."""
     cdef int threads = threads_for(num_threads)
-    cdef Py_ssize_t most = most_few(p, p.Lk, threads), longest = 0, i
+    cdef Py_ssize_t longest = 0, i
     cdef double heads
     cdef Run *r
     p.runs = <Run *>calloc(max(p.batch, 1), sizeof(Run))
@@ -106,7 +113,7 @@ cdef int cut_runs(Problem *p, object num_threads) except -1:
     for i in range(p.batch):
         r = &p.runs[i]
         r.batch, r.rows = i, p.group * (p.first_query[i + 1] - p.first_query[i])
-        r.few = few(p, r.rows, p.lengths[i], most)
+        r.few = few(p, r.rows, p.lengths[i], p.Lk, threads)
         longest = max(longest, r.rows)
         if r.few:
             p.rows = max(p.rows, r.rows)

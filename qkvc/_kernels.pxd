@@ -11,6 +11,7 @@ cdef extern from "kernels.h" nogil:
         QKVC_BFLOAT16
         QKVC_INT8
         QKVC_FEW
+        QKVC_FEW_BYTES
         QKVC_WHOLE
 
     ctypedef struct AdamW "struct qkvc_adamw":

@@ -13,7 +13,7 @@ import numpy as np
 
 from qkvc._coerce import bad, check_out, shape_text
 
-from qkvc._kernels cimport QKVC_BLOCK, QKVC_FEW, Kernels, fitted, kernels_in_use, threads_for, threads_worth
+from qkvc._kernels cimport QKVC_BLOCK, QKVC_FEW_BYTES, Kernels, fitted, kernels_in_use, threads_for, threads_worth
 from qkvc._workers cimport Job, hire, interrupted, perform, share_of, slot
 
 cdef extern from "fpenv.h" nogil:
@@ -200,7 +200,7 @@ cdef bint few(const Problem *p, Py_ssize_t lanes) noexcept nogil:
         return False
     if p.cs == 1:
         return 8 * p.T <= 3 * lanes and lanes >= 8
-    return p.rs == 1 and p.T <= QKVC_FEW
+    return p.rs == 1 and p.T <= QKVC_FEW_BYTES
 
 
 cdef int cut(Problem *p, int threads) noexcept nogil:

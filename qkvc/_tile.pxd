@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t, uint8_t
 
-from qkvc._kernels cimport QKVC_BLOCK, QKVC_FEW, Task
+from qkvc._kernels cimport QKVC_BLOCK, Task
 from qkvc._plan cimport Plan, Problem, Run, View
 from qkvc._workers cimport Job
 
@@ -19,7 +19,7 @@ ctypedef struct Scratch:
     char *O          # [Dv][tile]
     char *S          # [W][tile]
     char *Q          # few queries
-    char *P          # [QKVC_FEW][W] scores, then weights of few queries, whose output is O as [query][few_width]
+    char *P          # [query][W] scores, then weights of few queries, whose output is O as [query][few_width]
     char *part       # of one block of few queries
     char *bias       # [W][tile], mask and bias of the block, keys down
     char *allowed    # [W][tile], -inf where masked: only for the careful walk
@@ -103,9 +103,13 @@ cdef Py_ssize_t out_rows(const Problem *p, Scratch *s, const Tile *t, void **row
 cdef void shorten_rows(const Problem *p, Scratch *s, const Tile *t, void *const *row) noexcept nogil
 cdef void finish(const Problem *p, Scratch *s, const Tile *t) noexcept nogil
 
-# Of few queries: where a block's part lies, numbers in a row of its O, its bytes.
+# Of few queries: their m, up to whole vectors of the widest set; where a block's part lies, numbers in a row of its O, its bytes.
+cdef inline Py_ssize_t few_sums(const Problem *p) noexcept nogil:
+    return (p.rows + 15) // 16 * 16
+
+
 cdef inline Part part_at(const Problem *p, char *memory) noexcept nogil:
-    return Part(memory, memory + QKVC_FEW * p.item, memory + 2 * QKVC_FEW * p.item)
+    return Part(memory, memory + few_sums(p) * p.item, memory + 2 * few_sums(p) * p.item)
 
 
 cdef Py_ssize_t few_width(const Problem *p) noexcept nogil

@@ -8,7 +8,7 @@ from libc.math cimport INFINITY, NAN, exp2, log2
 from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy, memset
 
-from qkvc._kernels cimport QKVC_BFLOAT16, QKVC_FEW, QKVC_REAL, Kernels, Task
+from qkvc._kernels cimport QKVC_BFLOAT16, QKVC_REAL, Kernels, Task
 from qkvc._plan cimport Plan, Problem, Run, View
 from qkvc._workers cimport Job, hire, padded, perform, share_of, slot
 
@@ -385,7 +385,7 @@ cdef size_t carve(const Problem *p, char *memory) noexcept nogil:
     """Lay a worker's Scratch out in its share of the memory, and say how large that is; without memory, only say it.
 
     item [tile (D + Dv + 3 W) + W (1 + D + Dv where copied)] bytes, tile times the larger of D and Dv where query or out have 16 bits,
-    16 (W + D + Dv) where queries are few, and some lines: no term in Lq, and none in Lk beyond a block.
+    W + D + Dv for each query where they are few, and some lines: no term in Lq, and none in Lk beyond a block.
     """
     cdef Scratch measured
     cdef Scratch *s = <Scratch *>memory if memory != NULL else &measured
@@ -402,7 +402,7 @@ cdef size_t carve(const Problem *p, char *memory) noexcept nogil:
     s.V = slot(memory, &at, keys * p.Dv * p.item if p.copy_value else 0)
     s.rows = slot(memory, &at, row * max(p.D, p.Dv) if p.query.kind != QKVC_REAL or p.out.kind != QKVC_REAL else 0)
     s.Q = slot(memory, &at, p.rows * (p.D + 2 * SEGMENT) * p.item if p.pieces else 0)
-    s.P = slot(memory, &at, QKVC_FEW * W * p.item if p.pieces else 0)
+    s.P = slot(memory, &at, few_sums(p) * W * p.item if p.pieces else 0)  # P is transposed whole vectors at a time
     s.part = slot(memory, &at, part_bytes(p) if p.pieces else 0)
     return at
 
@@ -412,7 +412,7 @@ cdef Py_ssize_t few_width(const Problem *p) noexcept nogil:
 
 
 cdef size_t part_bytes(const Problem *p) noexcept nogil:
-    return padded(<size_t>((2 * QKVC_FEW + p.rows * few_width(p)) * p.item))
+    return padded(<size_t>((2 * few_sums(p) + p.rows * few_width(p)) * p.item))
 
 
 cdef Scratch *scratch_of(const Job *job, int worker) noexcept nogil:

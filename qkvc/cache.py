@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
+from math import prod
 from operator import add, sub
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ WHO = "KVCache"
 DTYPES = ("float64", "float32", "bfloat16", "float16", "int8")
 ANYWHERE = {"sinks", "softcap", "scale", "head_scale", "precision", "num_threads"}
 IN_ORDER = {"mask", "bias", "alibi_slopes", "window"}  # which go by where a key lies, and in a window a key lies where there was room
+LINE = 64  # bytes
 _TINY = np.finfo(np.float32).tiny
 CHUNK = 256  # queries of a call that have a mask at a time, so that it is no L x S matrix
 
@@ -42,6 +44,14 @@ def _dtype(dtype: Any) -> np.dtype[Any]:
     if wanted.name not in DTYPES:
         raise TypeError(bad("dtype", f"one of {', '.join(DTYPES)}", str(wanted), WHO))
     return wanted if wanted.isnative else wanted.newbyteorder("=")
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Zeros that begin where a cache line does, as NumPy's need not: vectors that straddle two cost a step of 12 x 1024 x 64 5 %."""
+    size = prod(shape) * dtype.itemsize
+    memory = np.zeros(size + LINE, np.int8)
+    start = -memory.ctypes.data % LINE
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _in_bytes(x: Array) -> Array:
@@ -145,7 +155,7 @@ class KVCache:
         room = (self.batch, self.kv_heads, self.capacity)
         self._bytes = self.dtype == np.int8
         try:
-            self._rows = [np.zeros((*room, width + 4 * self._bytes), self.dtype) for width in (self.head_dim, self.v_head_dim)]
+            self._rows = [_zeros((*room, width + 4 * self._bytes), self.dtype) for width in (self.head_dim, self.v_head_dim)]
         except ValueError:
             got = f"{' x '.join(map(str, room))} tokens of {self.head_dim} and {self.v_head_dim} numbers"
             raise ValueError(bad("capacity", "rows that fit into an address space", got, WHO)) from None

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from qkvc.functional import Causal, Layout, Window
 
 READ_BYTES = 1 << 28  # several times the last cache of most machines
-ROUNDING = 2e-9  # seconds a number that `precision` rounds, on one thread: 1.2 to 1.9 ns up to a million, 5.7 in pages that are new
+ROUNDED = 6  # bytes that go through memory for a number that `precision` rounds: a float, then 16 bits
 WAKE = 5e-6  # seconds until a sleeping thread has taken its first tile: 5 to 10 us, none while it still spins
 
 
 class _Costs(NamedTuple):
     """Of a kernel set, in flops of the same time; fitted to one core of a Zen 4, 480 queries and keys, D = 16 to 128.
 
-    Those of few queries: 1 to 6 of them against keys in L2, D = 64 and 128.
+    Those of few queries: 1 to 6 of them against keys in L2, D = 64 and 128; of AVX-512's float32 and bfloat16 1, 4 and 8 against 64 MB.
     """
 
     full: float  # speed of the two products in tiles of two or more vectors, as a share of the FMA peak
@@ -44,8 +44,8 @@ class _Costs(NamedTuple):
 
 
 _COSTS = {
-    ("avx512", "float32"): _Costs(0.95, 0.89, 25, 41, 16, 22, 26, 0.87, 10),
-    ("avx512", "bfloat16"): _Costs(0.95, 0.62, 56, 82, 32, 44, 52, 0.65, 19),
+    ("avx512", "float32"): _Costs(0.95, 0.89, 25, 41, 16, 22, 26, 0.87, 6),
+    ("avx512", "bfloat16"): _Costs(0.95, 0.62, 56, 82, 32, 44, 52, 0.95, 7),
     ("avx512", "float64"): _Costs(0.88, 0.67, 30, 52, 11, 19, 25, 0.84, 10),
     ("avx2", "float32"): _Costs(0.85, 0.62, 35, 61, 18, 23, 37, 0.60, 9),
     ("avx2", "float64"): _Costs(0.79, 0.43, 42, 92, 23, 32, 54, 0.60, 10),
@@ -293,14 +293,15 @@ def explain(
     Notes
     -----
     Measuring takes 0.2 s, once per process for each number of threads and set of kernels.  Counting takes about 1 % of the call, with a
-    mask or bias up to a third.
+    mask or bias up to a third, and `precision` rounds what it is given.
 
     Time = arithmetic of the busiest thread + bytes / bandwidth + overhead, where the arithmetic is what tiles compute at the speed that
-    the kernel set reaches in cache on a Zen 4.  There, on one core, 26 of 32 calls of 0.2 to 100 ms came out within 8 %.  Where queries
-    are few, 0.65 of the shorter of arithmetic and memory is hidden behind the other and not counted (predicted / measured 0.6 to 1.4, 19
-    of 24 within 25 %).  Left out are: what caches keep from the call before, and that memory is read while tiles compute; keys and values
-    reread from beyond L1 (0.5, the portable set at D = 128) or L2; conversion of inputs of another dtype, byte order or alignment, but for
-    what `precision` rounds; tiles done again because numbers are not finite; clocks that change, and whoever else computes.
+    the kernel set reaches in cache on a Zen 4.  There, on one core, 26 of 32 calls of 0.2 to 100 ms came out within 8 %; bfloat16 and
+    `precision` 0.98 to 1.13 of what was measured, ragged prompts 0.90 and 1.06, and 0.64 where steps among them read rows 4096 bytes apart.
+    Where queries are few, 0.65 of the shorter of arithmetic and memory is hidden behind the other and not counted: 0.78 to 1.25 with 1 to 8
+    of them against 64 MB.  Left out are: what caches keep from the call before, and that memory is read while tiles compute; keys and
+    values reread from beyond L1 (0.5, the portable set at D = 128) or L2; conversion of inputs of another dtype, byte order or alignment,
+    but for what `precision` rounds; tiles done again because numbers are not finite; clocks that change, and whoever else computes.
     """
     try:
         if dtype == "bfloat16":  # a name that NumPy knows as soon as ml_dtypes has been imported
@@ -333,7 +334,8 @@ def explain(
     written = told["rows"] * told["v_dim"] * out_item
     columns = told["dim"] + told["v_dim"]
     work = _work(told, softcap is not None, alibi_slopes is not None, b is not None)
-    arithmetic, memory = work * told["share"] * threads / (peak * 1e9), (read + written) / (bandwidth * 1e9)
+    moved = read + written + (ROUNDED * sum(map(np.size, (q, k, v))) if precision else 0)
+    arithmetic, memory = work * told["share"] * threads / (peak * 1e9), moved / (bandwidth * 1e9)
     hidden = HIDDEN * min(arithmetic, memory) if told["few"] else 0.0
     return Explanation(
         **{field.name: told[field.name] for field in fields(Explanation) if field.name in told},
@@ -348,5 +350,5 @@ def explain(
         bandwidth=bandwidth,
         arithmetic=arithmetic - (hidden if arithmetic <= memory else 0),
         memory=memory - (hidden if arithmetic > memory else 0),
-        overhead=overhead + (WAKE if threads > 1 else 0) + (ROUNDING * sum(map(np.size, (q, k, v))) if precision else 0),
+        overhead=overhead + (WAKE if threads > 1 else 0),
     )

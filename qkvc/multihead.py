@@ -9,6 +9,7 @@ import numpy as np
 
 from qkvc import _learning
 from qkvc._coerce import FARTHEST, as_array, as_integers, as_positions, bad, check_out, shape_text
+from qkvc._kernels import undisturbed
 from qkvc._linear import project
 from qkvc._rotary import turn
 from qkvc._weights import WHO, Weights
@@ -311,11 +312,9 @@ class MultiHeadAttention(Weights):
         weights = attention_weights(q, k, layout="blhd", num_threads=num_threads, **options)
         if self.extra_key is None:
             return weights
-        choice = [options.pop(name, slice(None)) for name in ("heads", "queries")]
-        whole, extra = self._with_extra([q, k, k], num_threads, options)
-        total = np.logaddexp(whole.lse, extra.lse)
-        shares = (np.exp(part.lse - total)[..., choice[0], :][..., choice[1], np.newaxis] for part in (whole, extra))
-        return np.concatenate([next(shares) * weights, next(shares)], axis=-1)
+        heads, queries = (options.pop(name, slice(None)) for name in ("heads", "queries"))
+        lses = [part.lse[..., heads, :][..., queries] for part in self._with_extra([q, k, k], num_threads, options)]
+        return undisturbed(_shared, weights, *lses)
 
     def project(
         self,
@@ -492,3 +491,9 @@ class MultiHeadAttention(Weights):
     def _output(self, heads: Array, out: Array | None, num_threads: int | None, plus: Array | None = None) -> Array:
         concatenated = heads.reshape(*heads.shape[:-2], self.num_heads * self.head_dim)
         return project(concatenated, self.out_weight, self.out_bias, out, num_threads, plus=plus)
+
+
+def _shared(weights: Array, whole: Array, extra: Array) -> Array:
+    """Weights of the keys, and of an extra one behind them: each side has its share of the sum of exponentials."""
+    total = np.logaddexp(whole, extra)[..., np.newaxis]
+    return np.concatenate([np.exp(whole[..., np.newaxis] - total) * weights, np.exp(extra[..., np.newaxis] - total)], axis=-1)

@@ -307,7 +307,8 @@ static INLINE void few_values_of(const int kind, const REAL *P, const int apart,
 
 static void few_values(const void *P, int queries, const void *V, ptrdiff_t row, int kind, int Dv, int n, void *O)
 {
-    const int strips = Dv > FEW_VECS * LANES; /* a single one is in address order itself */
+    /* A single strip is in address order itself: touched, 128 columns of one query take 73 cycles a key for 60. */
+    const int strips = Dv > FEW_VECS * LANES && (queries > 1 || Dv != 2 * FEW_VECS * LANES);
 #define VALUES(kind) few_values_of(kind, P, QKVC_BLOCK, SEGMENT, queries, V, row * size_of(kind), strips, strips * QKVC_BLOCK, Dv, n, O)
     EACH_KIND(kind, VALUES)
 #undef VALUES
@@ -392,7 +393,7 @@ static INLINE void few_project_rows(const REAL *Q, int tokens, int E, const char
     for (int e = 0; e < E; e += QKVC_BLOCK, done -= QKVC_BLOCK) {
         const int cols = least(E - e, QKVC_BLOCK);
         const ptrdiff_t ahead = e + AHEAD + (e + AHEAD < E ? 0 : next - E); /* behind their end the next rows begin */
-        vec sum[QKVC_FEW];
+        vec sum[QKVC_FEW_BYTES];
         if (e) UNROLL for (int c = 0; c < LANES; ++c) T[c] = T[QKVC_BLOCK + c];
         for (int i = 0; i < tokens; ++i) sum[i] = v_set1(0);
         for (int d = 0; d < cols; d += SEGMENT) {

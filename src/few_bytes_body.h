@@ -130,7 +130,7 @@ static void few_softmax_bytes(void *S, int queries, const void *V, ptrdiff_t row
 {
     const vec zero = v_set1(0), lowest = v_set1(-INFINITE);
     vec unit[QKVC_BLOCK / LANES];
-    REAL top[QKVC_FEW];
+    REAL top[QKVC_FEW_BYTES];
     for (int j = 0; j < n; j += LANES) unit[j / LANES] = units_of((const char *)V + j * row, row, Dv, least(LANES, n - j));
     for (int i = 0; i < queries; ++i) {
         REAL *P = (REAL *)S + i * QKVC_BLOCK;

@@ -68,6 +68,7 @@ static void few_pair_softmax(void *S_, int queries, int n, void *m_, void *l)
     REAL *S = S_, *m = m_;
     const vpairs ones = p_set1(0x3f803f80);
     vec sum = v_set1(0);
+    if (queries > LANES) few_pair_softmax(S + LANES * QKVC_BLOCK, queries - LANES, n, m + LANES, (REAL *)l + LANES), queries = LANES;
     for (int i = 0; i < queries; ++i) m[i] = few_largest(S + i * QKVC_BLOCK, n, 2 * LANES);
     for (int j = 0; j < n; j += 2 * LANES) {
         vec t[LANES];

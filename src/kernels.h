@@ -19,7 +19,8 @@
 #define QKVC_BLOCK 128 /* keys per block: W of docs/arithmetic.md, measured there */
 #define QKVC_MAX_VECS 3
 #define QKVC_WHOLE 48 /* queries: every tile divides it, so stripes of the backward begin where tiles of any set do */
-#define QKVC_FEW 16 /* most queries of the few_ functions, if a tile holds them */
+#define QKVC_FEW 48 /* most queries of the few_ functions, if a tile holds them; its vectors */
+#define QKVC_FEW_BYTES 16 /* ... of those for bytes, and tokens of few_project: docs/arithmetic.md promises the former */
 
 /* How an array keeps its numbers: as the set's reals, or in 16 bits, which are widened on the way in and rounded on the way out; or, of
  * keys and values, as int8 with a float behind the columns of each row: what 1 stands for. */

@@ -258,6 +258,13 @@ def test_layouts_and_options_of_a_cache_without_a_window(isa: str, rng: np.rando
 
 
 @pytest.mark.parametrize("dtype", STORAGE)
+def test_rows_begin_where_a_cache_line_does(dtype: str) -> None:
+    for capacity in range(1, 9):
+        rows = KVCache(1, 3, capacity, 5, dtype=dtype)._rows
+        assert all(x.ctypes.data % 64 == 0 and x.flags.c_contiguous and not x.any() for x in rows)
+
+
+@pytest.mark.parametrize("dtype", STORAGE)
 def test_what_is_kept(dtype: str, rng: np.random.Generator) -> None:
     k, v = make(rng, 2, 3, 40, 16), make(rng, 2, 3, 40, 8)
     cache = KVCache(2, 3, 64, 16, v_head_dim=8, dtype=dtype)

@@ -12,7 +12,7 @@ import qkvc
 from .options import DTYPES, HALVES, OPTIONS, operands_in, option
 from .support import assert_same_bits
 
-PREFILL, KEYS = 33, 300  # more queries than ever have their roles swapped
+PREFILL, KEYS = 49, 300  # more queries than ever have their roles swapped
 
 
 def rows(options: dict[str, Any], first: int, count: int) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def test_a_step_is_its_row_of_the_prefill(isa: str, kind: str, dtype: str, shape
     query, key, value = operands_in(dtype, rng, (2,), heads, (PREFILL, KEYS), dims)
     options = option(rng, kind, (2,), heads[0], (PREFILL, KEYS))
     whole = qkvc.attention_with_lse(query, key, value, **options)
-    for first, count in ((0, 1), (PREFILL - 1, 1), (3, 2), (11, 5), (20, 8)):
+    for first, count in ((0, 1), (PREFILL - 1, 1), (3, 2), (11, 5), (20, 8), (7, 38)):
         for threads in (1, 2, 7):
             chosen = slice(first, first + count)
             got = qkvc.attention_with_lse(query[..., chosen, :], key, value, **rows(options, first, count), num_threads=threads)
@@ -48,10 +48,10 @@ def test_a_step_is_its_row_of_the_prefill(isa: str, kind: str, dtype: str, shape
             assert_same_bits(got.lse, whole.lse[..., chosen], (first, count, threads))
 
 
-@pytest.mark.parametrize("queries", [1, 2, 3, 5, 8, 9, 15, 16, 17])
+@pytest.mark.parametrize("queries", [1, 2, 3, 5, 8, 9, 15, 16, 17, 19, 20])
 @pytest.mark.parametrize("keys", [1, 31, 32, 33, 127, 128, 129, 1000])
 def test_every_number_of_queries(isa: str, queries: int, keys: int, rng: np.random.Generator) -> None:
-    """One head, so that even sixteen have their roles swapped; against the queries among many, which do not."""
+    """One head, so that even nineteen have their roles swapped; against the queries among many, which do not."""
     query, key, value = operands_in("float32", rng, (), (1, 1), (64, keys), (80, 33))
     whole = qkvc.attention_with_lse(query, key, value)
     got = qkvc.attention_with_lse(query[:, :queries], key, value, num_threads=2)

@@ -88,10 +88,12 @@ def calls(rng: np.random.Generator) -> dict[str, Callable[[], Any]]:
     starts = [0, 1, 30, 70], [0, 100, 160, 200]
     ragged = [x[0].swapaxes(0, 1) for x in (q, k, v)]
     layer = qkvc.MultiHeadAttention(32, 4, num_kv_heads=2, rope=qkvc.RopeConfig(), qk_norm=1e-6, rng=0)
+    beside = qkvc.MultiHeadAttention(32, 4, extra_kv=True, rng=0)
     split = [qkvc.attention_with_lse(q, k[:, :, part], tiny[:, :, part]) for part in (slice(90), slice(90, None))]
     faint_k, in_float64, faint_bias = k * np.float64(1e-40), (k / np.float64(3), v / np.float64(3)), bias * (1e-40 + np.float64(1) / 3)
     halves = {dtype: [x.astype(dtype) for x in (q, k, v)] for dtype in ("float16", "bfloat16")}
     tokens = normal(rng, 2, 9, 32)
+    loud = tokens * 40
     angles = np.linspace(0, 1, 70 * 16).reshape(70, 16), np.linspace(0, 1e-39, 70 * 16).reshape(70, 16)
 
     def remembered(dtype: str, **sizes: int) -> Any:
@@ -116,6 +118,7 @@ def calls(rng: np.random.Generator) -> dict[str, Callable[[], Any]]:
         "cache in int8": lambda: remembered("int8"),
         "cache in float16, with a window": lambda: remembered("float16", window=150, keep_first=4),
         "a layer with a cache": lambda: layer(tokens, cache=qkvc.KVCache(2, 2, 9, 8, dtype="bfloat16")),
+        "weights beside an extra key": lambda: beside.weights(loud),
         "attention": lambda: qkvc.attention(q, k, v, num_threads=1),
         "attention on threads": lambda: qkvc.attention(q, k, v, num_threads=3),
         "attention of denormal values": lambda: qkvc.attention(q, k, tiny),

@@ -52,7 +52,7 @@ static void check_few(const Set *kn, const struct few *c)
     static double q[QKVC_FEW * MAX_D], k[BLOCKS * W * MAX_D], v[BLOCKS * W * MAX_D];
     static double QT[(MAX_D + 1) * MAX_TILE], S[(W + 1) * MAX_TILE], O[MAX_D * MAX_TILE], FQ[QKVC_FEW * (MAX_D + 2 * ROOM)];
     static double FS[QKVC_FEW * W + ROOM], Ob[QKVC_FEW * (MAX_D + ROOM)], FO[QKVC_FEW * (MAX_D + ROOM)];
-    double m[MAX_TILE], l[MAX_TILE], alpha[MAX_TILE], beta[MAX_TILE], mb[2 * ROOM], lb[2 * ROOM], fm[2 * ROOM], fl[2 * ROOM];
+    double m[MAX_TILE], l[MAX_TILE], alpha[MAX_TILE], beta[MAX_TILE], mb[MAX_TILE], lb[MAX_TILE], fm[MAX_TILE], fl[MAX_TILE];
     const int lanes = kn->lanes, tile = lanes * kn->vecs, vecs = (c->queries + lanes - 1) / lanes, n = c->keys;
     const int in_pairs = kn->kind == QKVC_BFLOAT16, down = in_pairs ? (n + 1) / 2 : n, width = (c->Dv + lanes - 1) / lanes * lanes;
     const int depth[QKVC_MAX_VECS] = {n, n, n};
@@ -66,7 +66,7 @@ static void check_few(const Set *kn, const struct few *c)
     kn->pack_queries(rows, 1, c->D, 0.5, vecs, QT);
     kn->few_pack(rows, 1, c->D, 0.5, c->queries, FQ);
     for (int i = 0; i < tile; ++i) put(kn, m, i, -INFINITY), put(kn, l, i, 0);
-    for (int i = 0; i < 2 * ROOM; ++i) put(kn, fm, i, -INFINITY), put(kn, fl, i, 0);
+    for (int i = 0; i < MAX_TILE; ++i) put(kn, fm, i, -INFINITY), put(kn, fl, i, 0);
     memset(O, 0, sizeof O), memset(FO, 0, sizeof FO);
 
     for (int block = 0; block < BLOCKS; ++block) {
@@ -409,10 +409,10 @@ static void check_set(const Set *kn)
             for (int j = 0; j < 6; ++j) {
                 const struct few c = {queries, widths[i], widths[(i + j + queries) % 7], keys[j]};
                 check_few(kn, &c);
-                if (kn->few_pack_bytes && kn->kind == QKVC_REAL) check_few_bytes(kn, &c);
+                if (kn->few_pack_bytes && kn->kind == QKVC_REAL && queries <= QKVC_FEW_BYTES) check_few_bytes(kn, &c);
             }
     if (kn->kind == QKVC_REAL)
-        for (int tokens = 1; tokens <= QKVC_FEW; ++tokens)
+        for (int tokens = 1; tokens <= QKVC_FEW_BYTES; ++tokens)
             for (int i = 0; i < 8; ++i)
                 for (int turned = 0; turned < 2; ++turned) check_project(kn, tokens, depths[i], across[(i + tokens / 2) % 4], turned);
     for (int i = 0; i < 7; ++i)
