@@ -29,7 +29,7 @@ cdef double MOST_PARTS = 1e9  # bytes
 cdef Py_ssize_t most_few(const Problem *p, Py_ssize_t keys, int threads) noexcept:
     """So few queries of all heads of a group that their roles and the keys' are better swapped; `keys` of all batch items."""
     cdef Py_ssize_t most = FEW
-    if p.value.data == NULL or p.apart or p.backward:
+    if p.value.data == NULL or p.apart or p.backward or p.drops:
         return 0
     if <double>p.kv_heads * keys * (p.D + p.Dv) * p.item > BEYOND_CACHES:
         most = FEW_FROM_MEMORY
