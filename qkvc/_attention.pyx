@@ -14,6 +14,7 @@ from qkvc._tile cimport (
     Block,
     Scratch,
     Tile,
+    draw,
     fetch_queries,
     finish,
     lay_out,
@@ -52,6 +53,9 @@ cdef void walk(Job *job, Scratch *s, const Tile *t, int worker, bint careful) no
             continue
         score(p, s, t, depth, &b)                                                   # S <- K QT + bias, -inf where masked
         kn.softmax(s.S, depth, t.vecs, s.m, s.l, s.alpha, s.beta)                   # P <- exp2(S - m_b), (m, l) <- (m, l) + (m_b, l_b)
+        if p.drops:
+            draw(p, s, t, depth, &b)
+            kn.drop(s.S, s.keep, depth, t.vecs)                                     # P <- P / (1 - dropout_p), 0 where dropped
         if not careful:
             kn.values(b.V, b.V_row, Dv, s.S, depth, t.vecs, s.alpha, s.beta, s.O)   # O <- alpha O + beta V P
         else:
@@ -87,13 +91,14 @@ cdef void attend(void *context, Py_ssize_t task, int worker) noexcept nogil:
 
 
 def attend_arrays(query, key, value, mask, bias, causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap, scale, head_scale,
-                  layout, precision, out, num_threads, bint want_lse, starts=None, bint in_bytes=False):
+                  dropout_p, rng, layout, precision, out, num_threads, bint want_lse, starts=None, bint in_bytes=False):
     """(out, lse or None): the whole call, behind qkvc.attention and its relatives; `starts` of a ragged batch's queries and keys,
     `in_bytes` of a cache's int8."""
     if value is None:
         raise TypeError("attention: value: expected an array, got None")
     cdef Plan plan = make_plan(query, key, value, mask, bias, causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap, scale,
-                               head_scale, layout, out, want_lse, num_threads, None, None, precision, False, starts, in_bytes)
+                               head_scale, layout, out, want_lse, num_threads, None, None, precision, False, starts, in_bytes,
+                               False, dropout_p, rng)
     cdef const Problem *p = &plan.problem
     if plan.out.size or (want_lse and plan.lse.size):
         if p.pieces:

@@ -5,7 +5,7 @@ from libc.string cimport memset
 
 from qkvc._kernels cimport QKVC_BLOCK, QKVC_REAL, Kernels, Task
 from qkvc._plan cimport Plan, Problem, View
-from qkvc._tile cimport MAX_TILE, Block, Scratch, Tile, batch_offset, carve, get, look, put, score, scratch_of
+from qkvc._tile cimport MAX_TILE, Block, Scratch, Tile, batch_offset, carve, draw, get, look, put, score, scratch_of
 from qkvc._workers cimport Job, hire, padded, perform, slot
 
 cdef extern from *:
@@ -136,8 +136,11 @@ cdef bint differentiate(const Problem *p, const Gradients *g, Scratch *s, Desk *
     if not look(p, s, t, index, depth, b):
         return False
     score(p, s, t, depth, b)                                                        # S <- K QT + bias, -inf where masked
-    kn.scores(b.V, b.V_row, <int>p.Dv, r.dOT, depth, t.vecs, part + b.first * g.pitch * p.item, g.pitch, <int>g.pitch if part else 0,
-              NULL, r.dP)
+    kn.scores(b.V, b.V_row, <int>p.Dv, r.dOT, depth, t.vecs, part + b.first * g.pitch * p.item, g.pitch, <int>g.pitch if part else 0, NULL,
+              r.dP)
+    if p.drops:
+        draw(p, s, t, depth, b)
+        kn.drop(r.dP, s.keep, depth, t.vecs)
     kn.back_softmax(s.S, r.dP, r.lse, r.delta, depth, t.vecs)                       # dP = V dOT; P <- exp2(S - lse), dS <- P (dP - delta)
     return True
 

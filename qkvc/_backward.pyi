@@ -20,6 +20,8 @@ def backward_arrays(
     softcap: Any,
     scale: Any,
     head_scale: Any,
+    dropout_p: Any,
+    rng: Any,
     layout: Any,
     precision: Any,
     grad_lse: Any,

@@ -89,6 +89,8 @@ cdef void walk_back(Job *job, Scratch *s, Desk *r, const Tile *t, int worker, bi
         if g.key.data:
             add_rows(kn, t, r.dP, allowed, r.Q, g.Q_width, depth, dK, g.pitch)      # dK <- dK + dS Q
         if g.value.data:
+            if p.drops:
+                kn.drop(s.S, s.keep, depth, t.vecs)
             add_rows(kn, t, s.S, allowed, r.dO, g.O_width, depth, dV, g.pitch)      # dV <- dV + P dO
 
 
@@ -404,12 +406,13 @@ def folded(x, shape):
 
 
 def backward_arrays(grad_out, query, key, value, out, lse, mask, bias, causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap,
-                    scale, head_scale, layout, precision, grad_lse, needs, num_threads, starts=None):
+                    scale, head_scale, dropout_p, rng, layout, precision, grad_lse, needs, num_threads, starts=None):
     """(dQ, dK, dV, d bias, rowsum(dO O), lse, grad_lse); what nobody needs is None, and the last two are as they were used."""
     if value is None:
         raise TypeError(bad("value", "an array", "None", WHO))
     cdef Plan plan = make_plan(query, key, value, mask, bias, causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap, scale,
-                               head_scale, layout, None, False, num_threads, None, None, precision, False, starts, False, True)
+                               head_scale, layout, None, False, num_threads, None, None, precision, False, starts, False, True,
+                               dropout_p, rng)
     cdef Problem *p = &plan.problem
     cdef Gradients g
     cdef Py_ssize_t heads

@@ -239,6 +239,31 @@ def as_finite(name: str, x: Any, who: str = "attention") -> float:
     return number
 
 
+def as_rate(x: Any) -> float:
+    rate = as_finite("dropout_p", x)
+    if not 0 <= rate < 1:
+        raise ValueError(bad("dropout_p", "a probability from 0 to below 1", str(rate)))
+    return rate
+
+
+class Seed:
+    """64 bits that are drawn when they are first asked for, which a call does when nothing can be wrong any more, and then stay."""
+
+    def __init__(self, rng: Any) -> None:
+        self._rng = rng
+        if rng is None or isinstance(rng, np.random.Generator):
+            return
+        if isinstance(rng, (bool, np.bool_)) or not hasattr(rng, "__index__"):
+            raise TypeError(bad("rng", "an integer, a numpy.random.Generator or None", type(rng).__name__))
+        if not 0 <= rng.__index__() < 1 << 64:
+            raise ValueError(bad("rng", "an integer of 64 bits, 0 or more", str(rng)))
+
+    def value(self) -> int:
+        if not hasattr(self._rng, "__index__"):
+            self._rng = np.random.default_rng(self._rng).integers(1 << 64, dtype=np.uint64)
+        return int(self._rng)
+
+
 def as_above_zero(name: str, x: Any, who: str) -> float:
     if (number := as_finite(name, x, who)) <= 0:
         raise ValueError(bad(name, "a number above 0", str(number), who))

@@ -42,7 +42,7 @@ cdef bint few(const Problem *p, Py_ssize_t rows, Py_ssize_t length, Py_ssize_t k
     cdef Py_ssize_t lanes = p.kernels.lanes, sure = FEW
     cdef bint short = p.key.kind != QKVC_REAL, wide = lanes * p.item >= 64  # and so has 32 of them
     cdef double share = FEW_PAIRS if short and wide else FEW_FLOATS
-    if p.value.data == NULL or p.apart or p.backward or rows == 0 or rows > lanes * p.kernels.vecs:
+    if p.value.data == NULL or p.apart or p.backward or p.drops or rows == 0 or rows > lanes * p.kernels.vecs:
         return False
     if p.few_bytes:  # they have bits of their own, which must know neither threads nor neighbours
         return length > 0 and rows <= QKVC_FEW_BYTES

@@ -20,6 +20,8 @@ def score_matrix(
     num_threads: Any,
     chosen: Any = None,
     rows_in_all: Any = None,
+    dropout_p: Any = 0.0,
+    rng: Any = None,
 ) -> NDArray[Any]: ...
 def statistics(
     query: Any,

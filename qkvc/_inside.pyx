@@ -18,6 +18,7 @@ from qkvc._tile cimport (
     Block,
     Scratch,
     Tile,
+    draw,
     get,
     lay_out,
     look,
@@ -110,15 +111,19 @@ cdef void write_rows(void *context, Py_ssize_t task, int worker) noexcept nogil:
             score(p, s, &t, depth, &b)
             if to.weights:
                 p.kernels.weigh(s.S, s.m, depth, t.vecs)
+            if p.drops:
+                draw(p, s, &t, depth, &b)
+                p.kernels.drop(s.S, s.keep, depth, t.vecs)
             write_block(p, s, &t, depth, &b, to)
     qkvc_fp_leave(environment)
 
 
 def score_matrix(query, key, str stage, mask, bias, causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap, scale, layout,
-                 num_threads, chosen=None, rows_in_all=None):
+                 num_threads, chosen=None, rows_in_all=None, dropout_p=0.0, rng=None):
     """(..., H, Lq, Lk) of scores after a stage, or of weights; `chosen` are the ascending rows that `query` holds of rows_in_all."""
     cdef Plan plan = make_plan(query, key, None, mask, bias, causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap, scale,
-                               None, layout, None, False, num_threads, chosen, rows_in_all)
+                               None, layout, None, False, num_threads, chosen, rows_in_all, None, False, None, False, False,
+                               dropout_p, rng)
     cdef Problem *p = &plan.problem
     cdef Matrix to
     if stage in ("raw", "softcap"):  # of every pair: nothing is masked before the bias

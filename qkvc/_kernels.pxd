@@ -1,6 +1,6 @@
 """What the other extensions see of src/: the kernel contract (src/kernels.h) and the pool (src/pool.h)."""
 
-from libc.stdint cimport uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "kernels.h" nogil:
     enum:
@@ -16,6 +16,11 @@ cdef extern from "kernels.h" nogil:
 
     ctypedef struct AdamW "struct qkvc_adamw":
         double clip, beta1, beta2, step, root, eps, keep
+
+    ctypedef struct Dropout "struct qkvc_dropout":
+        uint64_t seed
+        uint32_t limit
+        double scale
 
     ctypedef struct Kernels "struct qkvc_kernels":
         const char *name
@@ -41,6 +46,9 @@ cdef extern from "kernels.h" nogil:
         void (*soften)(void *S, double cap, const int *depth, int vecs) noexcept nogil
         void (*add_slope)(void *S, const void *slope, const void *position, const int *depth, int vecs) noexcept nogil
         void (*softmax)(void *S, const int *depth, int vecs, void *m, void *l, void *alpha, void *beta) noexcept nogil
+        void (*draw)(void *keep, const Dropout *dropout, const uint32_t *row, const uint32_t *head, uint32_t item, int64_t first,
+                     const int *depth, int vecs) noexcept nogil
+        void (*drop)(void *P, const void *keep, const int *depth, int vecs) noexcept nogil
         void (*values)(const void *V, Py_ssize_t row, int Dv, const void *P, const int *depth, int vecs, const void *alpha,
                        const void *beta, void *O) noexcept nogil
         void (*values_selected)(const void *V, Py_ssize_t row, int Dv, const void *P, const void *allowed, const int *depth, int vecs,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from qkvc._coerce import bad, shape_text
+from qkvc._coerce import Seed, bad, shape_text
 from qkvc._linear import project
 from qkvc._rotary import turn
 from qkvc._rows import norm_grad
@@ -57,7 +57,9 @@ def forward(
     if m.extra_key is not None:
         raise ValueError(bad("extra_kv", "False, as an extra key has no gradient", "True", "MultiHeadAttention.forward"))
     projected = m._placed(inputs, positions, key_positions, num_threads, m._checked(options, attention))
+    options |= {"rng": (seed := Seed(options.get("rng")))}
     heads, lse = attention_with_lse(*projected, layout="blhd", num_threads=num_threads, **options)
+    options["rng"] = seed.value() if options.get("dropout_p") else None
     trace = Trace(inputs, projected, heads, lse, (positions, key_positions), options, num_threads)
     return m._output(heads, None, num_threads, plus), trace
 

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t
 
-from qkvc._kernels cimport Kernels
+from qkvc._kernels cimport Dropout, Kernels
 
 cdef enum:
     MAX_BATCH_AXES = 32
@@ -52,6 +52,8 @@ ctypedef struct Problem:
     const double *slopes      # (batch, heads), or NULL
     const double *sinks
     const double *head_scale
+    bint drops                # are weights dropped?
+    Dropout dropout
 
     Py_ssize_t rows           # queries of all heads of a group: what a tile's lanes are filled with
     Py_ssize_t vectors        # ... in vectors
@@ -97,4 +99,5 @@ cdef inline char *data_of(object array) except? NULL:
 cdef Plan make_plan(object query, object key, object value, object mask, object bias, object causal, object q_offset, object window,
                     object key_lengths, object alibi_slopes, object sinks, object softcap, object scale, object head_scale, object layout,
                     object out, bint want_lse, object num_threads, object chosen=*, object rows_in_all=*,
-                    object precision=*, bint apart=*, object starts=*, bint in_bytes=*, bint backward=*)
+                    object precision=*, bint apart=*, object starts=*, bint in_bytes=*, bint backward=*,
+                    object dropout_p=*, object rng=*)

@@ -5,12 +5,13 @@ here, before anything is written: "attention: <argument>: expected <what>, got <
 """
 
 from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport uintptr_t
+from libc.stdint cimport uint32_t, uintptr_t
 from libc.stdlib cimport free
 
 import numpy as np
 
 from qkvc._coerce import (
+    Seed,
     as_bias,
     as_finite,
     as_integers,
@@ -18,6 +19,7 @@ from qkvc._coerce import (
     as_operands,
     as_per_head,
     as_precision,
+    as_rate,
     as_softcap,
     as_starts,
     as_window,
@@ -284,6 +286,16 @@ cdef int take_starts(Plan plan, object given_q, object given_k) except -1:
     return 0
 
 
+cdef object take_dropout(Problem *p, object dropout_p, object rng, bint again):
+    """The rate; and the seed, which is not drawn yet."""
+    cdef double rate = as_rate(dropout_p)
+    p.drops = rate > 0
+    p.dropout.limit, p.dropout.scale = <uint32_t>(rate * 4294967296.0), 1 / (1 - rate)
+    if p.drops and again and (rng is None or isinstance(rng, np.random.Generator)):
+        raise TypeError(bad("rng", "the integer that the forward was given", type(rng).__name__, "attention_backward"))
+    return rng if isinstance(rng, Seed) else Seed(rng)
+
+
 cdef bint exact(object x) except -1:
     return type(x) is ndarray and x.dtype == FLOAT32  # which need not be the same object, as after pickle
 
@@ -291,7 +303,8 @@ cdef bint exact(object x) except -1:
 cdef Plan make_plan(object query, object key, object value, object mask, object bias, object causal, object q_offset, object window,
                     object key_lengths, object alibi_slopes, object sinks, object softcap, object scale, object head_scale, object layout,
                     object out, bint want_lse, object num_threads, object chosen=None, object rows_in_all=None,
-                    object precision=None, bint apart=False, object starts=None, bint in_bytes=False, bint backward=False):
+                    object precision=None, bint apart=False, object starts=None, bint in_bytes=False, bint backward=False,
+                    object dropout_p=0.0, object rng=None):
     cdef Plan plan = Plan.__new__(Plan)
     cdef Problem *p = &plan.problem
     cdef Py_buffer *q
@@ -328,11 +341,14 @@ cdef Plan make_plan(object query, object key, object value, object mask, object 
         operands[2] = v
     broadcast_batch(p, operands, 2 if v == NULL else 3, ("query", "key", "value"))
 
+    if rng is not None or type(dropout_p) is not float or <double>dropout_p != 0:
+        rng = take_dropout(p, dropout_p, rng, backward)
     p.kernels = kernels_in_use()
     if plan.dtype is not FLOAT32:
         p.kernels = p.kernels.float64
-    elif v != NULL and not backward and p.kernels.bfloat16 != NULL and p.query.kind == p.key.kind == p.value.kind == QKVC_BFLOAT16:
-        p.kernels = p.kernels.bfloat16
+    elif v != NULL and not backward and not p.drops and p.kernels.bfloat16 != NULL:
+        if p.query.kind == p.key.kind == p.value.kind == QKVC_BFLOAT16:
+            p.kernels = p.kernels.bfloat16
     p.Lq, p.heads = length_of(q, row), heads_of(q, head)
     p.Lk, p.kv_heads = length_of(k, row), heads_of(k, head)
     p.D, p.Dv = axis_of(q, 1), axis_of(v, 1) if v != NULL else 0
@@ -406,4 +422,6 @@ cdef Plan make_plan(object query, object key, object value, object mask, object 
         plan.lse = empty((p.Lq,) if flat else (*batch, p.heads, p.Lq), plan.dtype)
         plan.borrow(&lse, &o, plan.lse, True)
         p.lse = lse.data
+    if p.drops:  # last, so that a call that fails takes nothing from a generator
+        p.dropout.seed = rng.value()
     return plan

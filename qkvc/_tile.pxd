@@ -1,6 +1,6 @@
 """A tile of queries before the blocks of keys: what every sweep over the scores shares."""
 
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 
 from qkvc._kernels cimport QKVC_BLOCK, Task
 from qkvc._plan cimport Plan, Problem, Run, View
@@ -23,6 +23,7 @@ ctypedef struct Scratch:
     char *part       # of one block of few queries
     char *bias       # [W][tile], mask and bias of the block, keys down
     char *allowed    # [W][tile], -inf where masked: only for the careful walk
+    char *keep       # [W][tile], what dropout multiplies weights by
     char *capped     # [W][tile], S behind softcap: only for the backward
     char *K          # [W][D] and [W][Dv]: copies of blocks that cannot be read in place
     char *V
@@ -37,6 +38,8 @@ ctypedef struct Scratch:
     uint8_t[MAX_TILE] seen         # has it been allowed any key?
     Py_ssize_t[MAX_TILE] index     # of the query in lse
     Py_ssize_t[MAX_TILE] head      # ... and among the heads of all batch items
+    uint32_t[MAX_TILE] row         # where dropout looks it up: its row,
+    uint32_t[MAX_TILE] own_head    # and its head in its item
     const void *query[MAX_TILE]
     const void *bias_row[MAX_TILE]
     const uint8_t *mask_row[MAX_TILE]
@@ -98,6 +101,7 @@ cdef void bring_rows(const Problem *p, const View *view, int n, Py_ssize_t cols,
 cdef void score(const Problem *p, Scratch *s, const Tile *t, const int *depth, Block *b) noexcept nogil
 cdef void adjust(const Problem *p, Scratch *s, const Tile *t, const int *depth, const Block *b) noexcept nogil
 cdef void note_allowed(const Problem *p, Scratch *s, const Tile *t, const int *depth, const Block *b) noexcept nogil
+cdef void draw(const Problem *p, Scratch *s, const Tile *t, const int *depth, const Block *b) noexcept nogil
 cdef void settle(const Problem *p, Scratch *s, const Tile *t, bint want_lse) noexcept nogil
 cdef Py_ssize_t out_rows(const Problem *p, Scratch *s, const Tile *t, void **row) noexcept nogil
 cdef void shorten_rows(const Problem *p, Scratch *s, const Tile *t, void *const *row) noexcept nogil

@@ -5,7 +5,7 @@ says; only the kernels compute with many of them.
 """
 
 from libc.math cimport INFINITY, NAN, exp2, log2
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from qkvc._kernels cimport QKVC_BFLOAT16, QKVC_REAL, Kernels, Task
@@ -116,6 +116,7 @@ cdef Tile lay_out(const Problem *p, Scratch *s, Py_ssize_t task) noexcept nogil:
             s.bias_row[i] = bias + (head * p.bias.head + q * p.bias.row) * p.item
         if p.slopes:
             put(p, s.slope, i, p.slopes[s.head[i]] * p.unit)
+        s.row[i], s.own_head[i] = <uint32_t>(p.chosen[q] if p.chosen else q), <uint32_t>head
         s.place[i] = offset + (p.chosen[q] if p.chosen else q)
         s.end[i] = length if p.right < 0 else max(0, min(length, s.place[i] + p.right + 1))
         s.begin[i] = 0 if p.left < 0 else max(0, min(s.end[i], s.place[i] - p.left))
@@ -325,6 +326,11 @@ cdef void note_allowed(const Problem *p, Scratch *s, const Tile *t, const int *d
             s.seen[i] |= get(p, s.allowed, j * tile + i) != -INFINITY
 
 
+cdef void draw(const Problem *p, Scratch *s, const Tile *t, const int *depth, const Block *b) noexcept nogil:
+    """keep <- 1 / (1 - dropout_p), 0 where a weight is dropped"""
+    p.kernels.draw(s.keep, &p.dropout, s.row, s.own_head, <uint32_t>t.batch, b.first, depth, t.vecs)
+
+
 cdef void settle(const Problem *p, Scratch *s, const Tile *t, bint want_lse) noexcept nogil:
     """factor <- 1 / l, and lse <- ln(sum exp(scores)) where it is wanted, the sink of its head taken in.  A query that was allowed no key
     has factor 0; one whose scores were all -inf without a mask saying so gets NaN, as from NumPy."""
@@ -384,8 +390,9 @@ cdef void finish(const Problem *p, Scratch *s, const Tile *t) noexcept nogil:
 cdef size_t carve(const Problem *p, char *memory) noexcept nogil:
     """Lay a worker's Scratch out in its share of the memory, and say how large that is; without memory, only say it.
 
-    item [tile (D + Dv + 3 W) + W (1 + D + Dv where copied)] bytes, tile times the larger of D and Dv where query or out have 16 bits,
-    W + D + Dv for each query where they are few, and some lines: no term in Lq, and none in Lk beyond a block.
+    item [tile (D + Dv + 3 W) + W (1 + D + Dv where copied)] bytes, tile W more with dropout, tile times the larger of D and Dv
+    where query or out have 16 bits, W + D + Dv for each query where they are few, and some lines: no term in Lq, and none in Lk beyond a
+    block.
     """
     cdef Scratch measured
     cdef Scratch *s = <Scratch *>memory if memory != NULL else &measured
@@ -396,6 +403,7 @@ cdef size_t carve(const Problem *p, char *memory) noexcept nogil:
     s.S = slot(memory, &at, row * keys)
     s.bias = slot(memory, &at, row * keys)
     s.allowed = slot(memory, &at, row * keys)
+    s.keep = slot(memory, &at, row * W if p.drops else 0)
     s.capped = slot(memory, &at, row * keys if p.backward and p.softcap else 0)
     s.mass = slot(memory, &at, keys * p.item)
     s.K = slot(memory, &at, keys * p.D * p.item if p.copy_key else 0)

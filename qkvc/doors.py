@@ -27,6 +27,8 @@ def scaled_dot_product_attention(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
+    *,
+    rng: np.random.Generator | int | None = None,
 ) -> NDArray[Any]:
     """`torch.nn.functional.scaled_dot_product_attention` on NumPy arrays.
 
@@ -36,13 +38,15 @@ def scaled_dot_product_attention(
     attn_mask : array_like of bool or float, broadcasts to (..., H, L, S), optional
         bool: True where a query may attend; float: added to the scores.
     dropout_p : float, default 0.0
-        Only 0.0: dropout has no kernel yet.
+        The probability with which a weight is dropped.  As in torch, whoever evaluates a model has to say 0.
     is_causal : bool, default False
         Top-left, as in torch: query i attends to keys j <= i whatever L and S are.  Excludes `attn_mask`.
     scale : float, optional
         Default ``1 / sqrt(E)``.
     enable_gqa : bool, default False
         Allow fewer key heads than query heads, in groups.
+    rng : int or numpy.random.Generator, optional
+        The seed of `dropout_p`, as of `attention`: torch has its own, and other numbers.
 
     Returns
     -------
@@ -51,12 +55,8 @@ def scaled_dot_product_attention(
     Raises
     ------
     ValueError, TypeError
-        As from `attention`, and torch's own: a mask beside is_causal, groups of heads without enable_gqa, dropout.
+        As from `attention`, and torch's own: a mask beside is_causal, groups of heads without enable_gqa.
     """
-    if isinstance(dropout_p, bool) or not isinstance(dropout_p, (int, float, np.number)):
-        raise TypeError(bad("dropout_p", "0.0", type(dropout_p).__name__))
-    if dropout_p != 0.0:
-        raise ValueError(bad("dropout_p", "0.0 (dropout has no kernel yet)", str(dropout_p)))
     if attn_mask is not None and is_causal:
         raise ValueError(bad("attn_mask", "None beside is_causal=True, as in torch", "both"))
     if not enable_gqa and _heads(query, 3) != _heads(key, 3):
@@ -72,7 +72,7 @@ def scaled_dot_product_attention(
         else:
             raise TypeError(bad("attn_mask", "bool (True where a query may attend) or float (added to the scores)", str(dtype)))
     causal: Causal = "top-left" if is_causal else False
-    return attention(query, key, value, mask=mask, bias=bias, causal=causal, scale=scale)
+    return attention(query, key, value, mask=mask, bias=bias, causal=causal, scale=scale, dropout_p=dropout_p, rng=rng)
 
 
 def dot_product_attention(

@@ -47,6 +47,8 @@ def attention(
     softcap: float | None = None,
     scale: float | None = None,
     head_scale: ArrayLike | None = None,
+    dropout_p: float = 0.0,
+    rng: np.random.Generator | int | None = None,
     layout: Layout = "bhld",
     precision: Literal["bf16"] | None = None,
     out: NDArray[Any] | None = None,
@@ -90,6 +92,12 @@ def attention(
         Default ``1 / sqrt(D)``.
     head_scale : array_like of float, broadcasts to (..., H_q), optional
         The head's output is multiplied by it: 0 knocks a head out.
+    dropout_p : float, default 0.0
+        Each weight is dropped, becomes 0, with this probability, and the others are multiplied by ``1 / (1 - dropout_p)``; `lse` is that of
+        all of them.  From 0 to below 1.
+    rng : int or numpy.random.Generator, optional
+        The seed of `dropout_p`, 64 bits; or where one is drawn from, by default what NumPy takes from the operating system.  With a seed, a
+        weight is dropped or not by its batch item, query head, query row and key alone, in every dtype, on every instruction set.
     layout : {"bhld", "blhd"}, default "bhld"
         "blhd" reads query, key, value and writes the result as (..., L, H, D); only strides change.
     precision : {"bf16"}, optional
@@ -121,7 +129,8 @@ def attention(
     References
     ----------
     Vaswani et al., "Attention Is All You Need" (2017), equation 1.  Milakov & Gimelshein, "Online normalizer calculation for softmax"
-    (2018).  Dao, "FlashAttention-2" (2023), algorithm 1.
+    (2018).  Dao, "FlashAttention-2" (2023), algorithm 1.  Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011),
+    Philox 4x32-10, for `rng`.
 
     Examples
     --------
@@ -146,6 +155,8 @@ def attention(
         softcap,
         scale,
         head_scale,
+        dropout_p,
+        rng,
         layout,
         precision,
         out,
@@ -170,6 +181,8 @@ def attention_with_lse(
     softcap: float | None = None,
     scale: float | None = None,
     head_scale: ArrayLike | None = None,
+    dropout_p: float = 0.0,
+    rng: np.random.Generator | int | None = None,
     layout: Layout = "bhld",
     precision: Literal["bf16"] | None = None,
     out: NDArray[Any] | None = None,
@@ -201,6 +214,8 @@ def attention_with_lse(
         softcap,
         scale,
         head_scale,
+        dropout_p,
+        rng,
         layout,
         precision,
         out,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from qkvc._backward import backward_arrays, folded
-from qkvc._coerce import as_per_head, bad
+from qkvc._coerce import Seed, as_per_head, bad
 from qkvc.functional import attention_with_lse
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ def attention_backward(
     softcap: float | None = None,
     scale: float | None = None,
     head_scale: ArrayLike | None = None,
+    dropout_p: float = 0.0,
+    rng: int | None = None,
     layout: Layout = "bhld",
     precision: Literal["bf16"] | None = None,
     grad_lse: ArrayLike | None = None,
@@ -72,6 +74,8 @@ def attention_backward(
         As of `attention`.
     out, lse : array_like
         What `attention_with_lse` returned.
+    rng : int, optional
+        The seed that it was given, if `dropout_p` is not 0: the same weights are dropped again.
     grad_lse : array_like, shape of lse, optional
         The derivative with respect to `lse`, where the loss uses it.
     needs : collection of str, default ("query", "key", "value")
@@ -139,6 +143,8 @@ def attention_backward(
         softcap,
         scale,
         head_scale,
+        dropout_p,
+        rng,
         layout,
         precision,
         grad_lse,
@@ -166,6 +172,8 @@ def attention_varlen_backward(
     softcap: float | None = None,
     scale: float | None = None,
     head_scale: ArrayLike | None = None,
+    dropout_p: float = 0.0,
+    rng: int | None = None,
     layout: Layout = "blhd",
     precision: Literal["bf16"] | None = None,
     grad_lse: ArrayLike | None = None,
@@ -200,6 +208,8 @@ def attention_varlen_backward(
         softcap,
         scale,
         head_scale,
+        dropout_p,
+        rng,
         layout,
         precision,
         grad_lse,
@@ -272,6 +282,8 @@ def attention_vjp(
     softcap: float | None = None,
     scale: float | None = None,
     head_scale: ArrayLike | None = None,
+    dropout_p: float = 0.0,
+    rng: np.random.Generator | int | None = None,
     layout: Layout = "bhld",
     precision: Literal["bf16"] | None = None,
     needs: Collection[str] = ("query", "key", "value"),
@@ -309,11 +321,14 @@ def attention_vjp(
         "softcap": softcap,
         "scale": scale,
         "head_scale": head_scale,
+        "dropout_p": dropout_p,
+        "rng": (seed := Seed(rng)),
         "layout": layout,
         "precision": precision,
         "num_threads": num_threads,
     }
     out, lse = attention_with_lse(query, key, value, **options)
+    options["rng"] = seed.value() if dropout_p else None
 
     def vjp(grad_out: ArrayLike) -> AttentionGrads:
         return attention_backward(grad_out, query, key, value, out, lse, **options, needs=needs)

@@ -93,6 +93,8 @@ def attention_weights(
     sinks: ArrayLike | None = None,
     softcap: float | None = None,
     scale: float | None = None,
+    dropout_p: float = 0.0,
+    rng: np.random.Generator | int | None = None,
     layout: Layout = "bhld",
     heads: Sequence[int] | None = None,
     queries: Sequence[int] | None = None,
@@ -105,12 +107,14 @@ def attention_weights(
     query, key : array_like
         As of `attention`; so are the options, and what it raises.
     heads, queries : sequence of int, optional
-        Only these, in this order; negative numbers count from the end.  The others are not computed.
+        Only these, in this order; negative numbers count from the end.  The others are not computed.  With `dropout_p`, whose numbers go by
+        the head, heads are all.
 
     Returns
     -------
     ndarray, shape (..., H_q, L_q, L_k) in every layout, H_q and L_q as chosen; (L_q, L_k) where both inputs have two axes
-        Rows sum to 1 (with `sinks` to what the sink leaves), or to 0 where a query may attend to nothing.
+        Rows sum to 1 (with `sinks` to what the sink leaves), or to 0 where a query may attend to nothing; before
+        `dropout_p`.
 
     Raises
     ------
@@ -122,6 +126,8 @@ def attention_weights(
     chosen = rows_in_all = back = None
     q: Any = query
     k: Any = key
+    if heads is not None and dropout_p:
+        raise ValueError(bad("heads", "None beside dropout_p", "a selection", "attention_weights"))
     if heads is not None or queries is not None:
         q, k, _, _ = as_operands(q, k, None)
         axis = {"bhld": (-3, -2), "blhd": (-2, -3)}.get(layout, (-3, -2))
@@ -136,7 +142,7 @@ def attention_weights(
             q = q.take(chosen, axis=rows)
             mask, bias = (_take(x, chosen, -2) for x in (mask, bias))
     options = (mask, bias, causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap, scale, layout, num_threads)
-    weights = score_matrix(q, k, "softmax", *options, chosen, rows_in_all)
+    weights = score_matrix(q, k, "softmax", *options, chosen, rows_in_all, dropout_p, rng)
     return weights if back is None else weights.take(back.reshape(-1), axis=-2)
 
 

@@ -186,9 +186,9 @@ class MultiHeadAttention(Weights):
         num_threads : int, optional
             As of `qkvc.attention`.
         **options
-            `mask`, `bias`, `causal`, `q_offset`, `window`, `key_lengths`, `alibi_slopes`, `sinks`, `softcap`, `scale` and `head_scale`, as
-            of `qkvc.attention`: a mask broadcasts to (..., H, L, S), and True in it means *may attend*, where torch.nn.MultiheadAttention
-            means the opposite: ``mask=~attn_mask``, ``mask=~key_padding_mask[:, None, None, :]``.
+            `mask`, `bias`, `causal`, `q_offset`, `window`, `key_lengths`, `alibi_slopes`, `sinks`, `softcap`, `scale`, `head_scale`,
+            `dropout_p` and `rng`, as of `qkvc.attention`: a mask broadcasts to (..., H, L, S), and True in it means *may attend*, where
+            torch.nn.MultiheadAttention means the opposite: ``mask=~attn_mask``, ``mask=~key_padding_mask[:, None, None, :]``.
 
         Returns
         -------
@@ -481,6 +481,8 @@ class MultiHeadAttention(Weights):
         self, projected: list[Array], num_threads: int | None, options: dict[str, Any]
     ) -> tuple[AttentionOutput, AttentionOutput]:
         """Attention to the keys, and to the extra key, which no position, mask or sink concerns."""
+        if options.get("dropout_p"):
+            raise ValueError(bad("dropout_p", "0 beside an extra key, which has no number of its own", str(options["dropout_p"]), WHO))
         query, key, value = projected
         whole = attention_with_lse(query, key, value, layout="blhd", num_threads=num_threads, **options)
         own = {name: options[name] for name in ("scale", "softcap", "head_scale") if name in options}

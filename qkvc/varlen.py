@@ -8,6 +8,7 @@ from qkvc._attention import attend_arrays
 from qkvc.functional import AttentionOutput
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
     from qkvc.functional import Causal, Layout, Window
@@ -28,6 +29,8 @@ def attention_varlen(
     softcap: float | None = None,
     scale: float | None = None,
     head_scale: ArrayLike | None = None,
+    dropout_p: float = 0.0,
+    rng: np.random.Generator | int | None = None,
     layout: Layout = "blhd",
     precision: Literal["bf16"] | None = None,
     out: NDArray[Any] | None = None,
@@ -56,6 +59,8 @@ def attention_varlen(
         As in `attention`.
     softcap, scale : float, optional
         As in `attention`.
+    dropout_p, rng
+        As in `attention`; sequence ``i`` is batch item ``i``, and its rows count from its first.
     layout : {"blhd", "bhld"}, default "blhd"
         "bhld" reads query, key and value and writes the result as (H, total, D).
     precision : {"bf16"}, optional
@@ -108,6 +113,8 @@ def attention_varlen(
         softcap,
         scale,
         head_scale,
+        dropout_p,
+        rng,
         layout,
         precision,
         out,
@@ -132,6 +139,8 @@ def attention_varlen_with_lse(
     softcap: float | None = None,
     scale: float | None = None,
     head_scale: ArrayLike | None = None,
+    dropout_p: float = 0.0,
+    rng: np.random.Generator | int | None = None,
     layout: Layout = "blhd",
     precision: Literal["bf16"] | None = None,
     out: NDArray[Any] | None = None,
@@ -163,6 +172,8 @@ def attention_varlen_with_lse(
         softcap,
         scale,
         head_scale,
+        dropout_p,
+        rng,
         layout,
         precision,
         out,

@@ -31,6 +31,13 @@ struct qkvc_adamw {
     double clip, beta1, beta2, step, root, eps, keep;
 };
 
+/* Dropout: a weight whose number, of 32 bits, is below the limit becomes 0, the others are multiplied by the scale */
+struct qkvc_dropout {
+    uint64_t seed;
+    uint32_t limit;
+    double scale;
+};
+
 struct qkvc_kernels {
     const char *name;  /* "avx512bf16", "avx512", "avx2", "neon", "portable" */
     const char *dtype; /* "float32", "float64", "bfloat16" */
@@ -84,6 +91,12 @@ struct qkvc_kernels {
     /* S becomes P = exp2(S - m_b) with m_b the maximum of its column in this block; m and l take the block in;
      * alpha and beta are what the output so far and the block's own output must be multiplied by */
     void (*softmax)(void *S, const int *depth, int vecs, void *m, void *l, void *alpha, void *beta);
+
+    /* keep[j][lane] = scale or 0, for the weight of query row[lane] of head[lane] of the item for key first + j; first is a multiple of 4.
+     * keep has QKVC_BLOCK rows, whatever the depth.  Then P *= keep. */
+    void (*draw)(void *keep, const struct qkvc_dropout *dropout, const uint32_t *row, const uint32_t *head, uint32_t item, int64_t first,
+                 const int *depth, int vecs);
+    void (*drop)(void *P, const void *keep, const int *depth, int vecs);
 
     /* O[c][lane] = alpha * O + beta * sum over j < depth[v] of V[j * row + c] * P[j][lane] */
     void (*values)(const void *V, ptrdiff_t row, int Dv, const void *P, const int *depth, int vecs, const void *alpha, const void *beta,

@@ -34,6 +34,7 @@ static INLINE int larger(int a, int b) { return a > b ? a : b; }
 #include "scores_body.h"
 #include "layers_body.h"
 #include "learn_body.h"
+#include "dropout_body.h"
 
 /* ---------------------------------------------------------------------------------------------------------------- the product */
 
@@ -319,6 +320,8 @@ const struct qkvc_kernels TABLE = {
     .back_rows_selected = back_rows_selected,
     .back_sum = back_sum,
     .softmax = softmax,
+    .draw = draw,
+    .drop = drop,
     .values = values,
     .values_selected = values_selected,
     .project = project,

@@ -104,6 +104,12 @@ static INLINE void v_transpose(vec t[LANES])
     for (int i = 0; i < LANES; ++i) t[i] = s[i];
 }
 
+typedef uint64_t vlong __attribute__((vector_size(64)));
+static INLINE vlong v_product(vlong a, uint32_t b) /* of lower halves */
+{
+    return (vlong)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
+}
+
 static INLINE vec v_load_halves(const REAL *a, const REAL *b)
 {
     return (vec)_mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps((const float *)a)), _mm256_loadu_ps((const float *)b), 1);

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from .philox import numbers
+
 UNIT = 2.0**-24  # unit roundoff of float32
 PAIRS = 2.0**-8 + 1.02e-4  # what bfloat16 kernels lose of a weight: its rounding, and their short exp2
 BLOCK = 128  # keys per block of the arithmetic contract: the length of the chains in `certificate`
@@ -46,6 +48,7 @@ class Problem(NamedTuple):
     slopes: Array
     sinks: Array
     head_scale: Array
+    keep: Array  # what dropout multiplies weights by
     softcap: float | None
     scale: float
     flat: bool
@@ -112,6 +115,8 @@ def problem(
     softcap: float | None = None,
     scale: float | None = None,
     head_scale: ArrayLike | None = None,
+    dropout_p: float = 0.0,
+    rng: int = 0,
     layout: str = "bhld",
     dtype: DTypeLike = np.float64,
 ) -> Problem:
@@ -148,11 +153,15 @@ def problem(
     def per_head(x: ArrayLike | None, default: float) -> Array:
         return np.asarray(default if x is None else x).astype(dtype)[..., np.newaxis, np.newaxis]
 
+    keep = np.ones((), dtype=dtype)
+    if dropout_p:
+        drawn = numbers(rng, int(np.prod(batch)), heads, l_q, l_k).reshape(allowed.shape)
+        keep = (drawn >= np.floor(dropout_p * 2**32)).astype(dtype) / (1 - keep * dropout_p)
     scale = (1 / np.sqrt(d) if d else 1.0) if scale is None else scale
     flat = all(np.ndim(x) == 2 for x in operands)
     return Problem(
         q, k, v, addend, allowed, np.abs(position - j), per_head(alibi_slopes, 0), per_head(sinks, -np.inf), per_head(head_scale, 1),
-        softcap, scale, flat, layout,
+        keep, softcap, scale, flat, layout,
     )  # fmt: skip
 
 
@@ -190,7 +199,7 @@ def reference(query: ArrayLike, key: ArrayLike, value: ArrayLike, **options: Any
     p = problem(query, key, value, **options)
     with np.errstate(all="ignore"):
         weights, lse = _weights(p, _masked(p, _capped(p, _raw(p))))
-        return p.shaped(p.head_scale * _weighted_sum(p, weights), lse)
+        return p.shaped(p.head_scale * _weighted_sum(p, weights * p.keep), lse)
 
 
 def reference_scores(query: ArrayLike, key: ArrayLike, stage: str = "softmax", **options: Any) -> Array:
@@ -200,7 +209,7 @@ def reference_scores(query: ArrayLike, key: ArrayLike, stage: str = "softmax", *
         stages = [_raw(p)]
         stages.append(_capped(p, stages[0]))
         stages.append(_masked(p, stages[1]))
-        stages.append(_weights(p, stages[2])[0])
+        stages.append(_weights(p, stages[2])[0] * p.keep)
     chosen = stages[("raw", "softcap", "bias", "softmax").index(stage)]
     return p.ranked(np.broadcast_to(chosen, p.allowed.shape))
 
@@ -258,7 +267,7 @@ def reference_backward(
         weights, lse = _weights(p, _masked(p, capped))
         taken = np.where(np.isneginf(p.sinks), 0, np.exp(p.sinks - lse[..., np.newaxis]))
     d_o = _by_head(grad_out, p.layout).astype(weights.dtype) * p.head_scale
-    d_p = d_o @ p.value.swapaxes(-1, -2)
+    d_p = (d_o @ p.value.swapaxes(-1, -2)) * p.keep
     delta = (weights * d_p).sum(-1, keepdims=True)
     importance = np.abs(delta.sum((-1, -2)))
     if grad_lse is not None:
@@ -267,7 +276,7 @@ def reference_backward(
     d_raw = d_s if p.softcap is None else (d_s * (1 - (capped / p.softcap) ** 2)).astype(d_s.dtype)
     scale = p.query.dtype.type(p.scale)
     grads = []
-    per_head = (d_raw @ p.key * scale, d_raw.swapaxes(-1, -2) @ p.query * scale, weights.swapaxes(-1, -2) @ d_o)
+    per_head = (d_raw @ p.key * scale, d_raw.swapaxes(-1, -2) @ p.query * scale, (weights * p.keep).swapaxes(-1, -2) @ d_o)
     for x, grad in zip((query, key, value), per_head, strict=True):
         shape = _by_head(x, p.layout).shape
         groups = (shape[-3], grad.shape[-3] // max(shape[-3], 1))

@@ -193,7 +193,6 @@ def test_calls_that_python_refuses() -> None:
     for call in (
         lambda: qkvc.attention(q, q),  # type: ignore[call-arg]
         lambda: qkvc.attention(q, q, q, True),  # type: ignore[misc]
-        lambda: qkvc.attention(q, q, q, dropout_p=0.5),  # type: ignore[call-arg]
         lambda: qkvc.attention(q, q, q, attn_mask=None),  # type: ignore[call-arg]
     ):
         with pytest.raises(TypeError):

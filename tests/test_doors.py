@@ -68,7 +68,7 @@ DOORS_REFUSE: list[tuple[str, str, tuple[int, int], dict[str, Any], type[Excepti
      ("mask", "is_causal")),
     ("torch: groups without enable_gqa", "torch", (4, 2), {}, ValueError, ("enable_gqa", "4", "2")),
     ("torch: heads that do not divide", "torch", (4, 3), {"enable_gqa": True}, ValueError, ("4", "3", "head")),
-    ("torch: dropout", "torch", (1, 1), {"dropout_p": 0.5}, ValueError, ("dropout_p", "0.5")),
+    ("torch: dropout", "torch", (1, 1), {"dropout_p": 1.0}, ValueError, ("dropout_p", "1.0")),
     ("torch: an int mask", "torch", (1, 1), {"attn_mask": np.ones((2, 2), np.int32)}, TypeError, ("mask", "bool", "float", "int32")),
     ("jax: a float mask", "jax", (1, 1), {"mask": np.ones((2, 2), np.float32)}, TypeError, ("mask", "bool", "bias")),
     ("jax: heads that do not divide", "jax", (4, 3), {}, ValueError, ("4", "3", "head")),
@@ -139,7 +139,8 @@ def test_signatures_are_the_frameworks() -> None:
     """Order, names and defaults: code that calls the framework by position must mean the same here."""
     torch_like = inspect.signature(qkvc.scaled_dot_product_attention)
     assert [(p.name, p.default) for p in torch_like.parameters.values()][3:] == [
-        ("attn_mask", None), ("dropout_p", 0.0), ("is_causal", False), ("scale", None), ("enable_gqa", False)
+        ("attn_mask", None), ("dropout_p", 0.0), ("is_causal", False), ("scale", None), ("enable_gqa", False),
+        ("rng", None),  # by name only
     ]  # fmt: skip
     jax = pytest.importorskip("jax", reason="jax is not installed")
     theirs = inspect.signature(jax.nn.dot_product_attention).parameters
