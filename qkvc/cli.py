@@ -111,6 +111,19 @@ def _train(options: argparse.Namespace) -> int:
     return code
 
 
+def _experiment(options: argparse.Namespace) -> int:
+    for name in options.names:
+        if name not in EXPERIMENTS:
+            options.misuse(f"NAME: expected one of {', '.join(EXPERIMENTS)}, got {name!r}")
+    experiments = import_module("qkvc.experiments")
+    for name in options.names or EXPERIMENTS:
+        for shown in getattr(experiments, name)(seed=options.seed).tables():
+            shown.show()
+    return 0
+
+
+EXPERIMENTS = "four_tokens", "meaning", "induction", "seats", "splitting", "freezing", "saturation"  # qkvc.experiments says what they ask
+
 SETTINGS = {  # of qkvc.train.Settings, which has their defaults
     "steps": "how many",
     "batch": "sequences of a step",
@@ -168,6 +181,11 @@ def _parser() -> argparse.ArgumentParser:
         option = f"--{name.replace('_', '-')}"
         learn.add_argument(option, type=type(default), default=default, metavar="X", help=f"{what} (default: %(default)s)")
     learn.set_defaults(command=_train, misuse=learn.error)
+
+    tried = commands.add_parser("experiment", help="what training does to attention, measured on small models")
+    tried.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(EXPERIMENTS)} (default: all, in a minute)")
+    tried.add_argument("--seed", type=int, default=0, help="of the first model (default: %(default)s)")
+    tried.set_defaults(command=_experiment, misuse=tried.error)
 
     # Only for the list of commands: main() hands it everything that follows, --help included.
     commands.add_parser("bench", help="speed and error against whatever else is installed", add_help=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -13,7 +14,8 @@ from typing import Any
 import pytest
 
 import qkvc
-from qkvc import cli, demo
+from qkvc import cli, demo, experiments
+from qkvc.experiments.training import Table
 from qkvc.models import minilm
 
 from .support import run_child
@@ -35,6 +37,8 @@ def run(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedP
         (["explain"], "BxHxLxD"),
         (["explain", "1x2x3"], "four numbers"),
         (["demo", "--text"], "--text"),
+        (["experiment", "seats", "alchemy"], "got 'alchemy'"),
+        (["experiment", "--seed", "x"], "--seed"),
         (["demo", "--picture"], "--picture"),
         (["demo", "a sentence without its option"], "a sentence"),
         (["--no-such-option"], "command"),
@@ -55,8 +59,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     assert caught.value.code == 0
     out = capsys.readouterr().out
-    for command in ("info", "demo", "explain", "bench"):
-        assert f"    {command} " in out
+    for command in ("info", "demo", "explain", "experiment", "bench"):
+        assert re.search(rf"^    {command}\b", out, re.MULTILINE)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,6 +96,22 @@ def test_demo_options(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_demo_failure_is_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "run", lambda *arguments: 1)
     assert cli.main(["demo"]) == 1
+
+
+def test_experiments_are_run_in_order(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in cli.EXPERIMENTS:
+        shown = Table(f"about {name}", ["what"], [["a cell as wide as the title"]])
+        outcome = types.SimpleNamespace(tables=lambda shown=shown: [shown])
+        monkeypatch.setattr(experiments, name, lambda seed, name=name, outcome=outcome: calls.append((name, seed)) or outcome)
+    calls: list[tuple[str, int]] = []
+    assert cli.main(["experiment", "seats", "meaning", "--seed", "3"]) == 0
+    assert calls == [("seats", 3), ("meaning", 3)]
+    out = capsys.readouterr().out
+    assert out.index("about seats") < out.index("about meaning")
+    calls.clear()
+    assert cli.main(["experiment"]) == 0
+    assert calls == [(name, 0) for name in cli.EXPERIMENTS]
+    assert {name for name in experiments.__all__ if name.islower()} == set(cli.EXPERIMENTS)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--quick"], ["--help"], ["--cases", "small*", "--threads", "2"]])

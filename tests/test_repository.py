@@ -149,6 +149,8 @@ HELD_BY = {
     "_learning": "nn", "_passes": "nn", "_rows": "nn", "models/language": "nn",
     **{f"nn/{part}": "nn" for part in ("__init__", "attention", "block", "embedding", "feed_forward")},
     **{f"nn/{part}": "nn" for part in ("layer", "linear", "loss", "memory", "norm")},
+    **{f"experiments/{part}": "experiments" for part in ("__init__", "copying", "freezing", "meaning")},
+    **{f"experiments/{part}": "experiments" for part in ("model", "offsets", "saturation", "training", "words")},
     "nn/optimiser": "optimiser", "nn/checkpoint": "optimiser",
 }  # fmt: skip
 
