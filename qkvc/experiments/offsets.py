@@ -103,7 +103,7 @@ def splitting(
     | 8     | 0.000          | 1.000          |
 
     Here the tutorials are right.  One softmax spreads over all four tokens, and what it brings back is a bag that does not tell their
-    order; more width does not help.
+    order: four times the width (0.359 right) or five times the steps (0.357) do not help.
     """
     splits = []
     for asked in (as_count("relations", count, "splitting") for count in relations):
