@@ -92,7 +92,7 @@ struct qkvc_kernels {
      * alpha and beta are what the output so far and the block's own output must be multiplied by */
     void (*softmax)(void *S, const int *depth, int vecs, void *m, void *l, void *alpha, void *beta);
 
-    /* keep[j][lane] = scale or 0, for the weight of query row[lane] of head[lane] of the item for key first + j; first is a multiple of 4.
+    /* keep[j][lane] = scale or 0, for the weight of query row[lane] of head[lane] of the item for key first + j; 4 divides first.
      * keep has QKVC_BLOCK rows, whatever the depth.  Then P *= keep. */
     void (*draw)(void *keep, const struct qkvc_dropout *dropout, const uint32_t *row, const uint32_t *head, uint32_t item, int64_t first,
                  const int *depth, int vecs);

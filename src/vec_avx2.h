@@ -103,11 +103,7 @@ static INLINE void v_transpose(vec t[LANES])
     }
 }
 
-typedef uint64_t vlong __attribute__((vector_size(32)));
-static INLINE vlong v_product(vlong a, uint32_t b) /* of lower halves */
-{
-    return (vlong)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
-}
+#define V_PRODUCT(a, b) _mm256_mul_epu32((__m256i)(a), (__m256i)(b)) /* of the lower halves of 64 bits */
 
 static INLINE vec v_load_halves(const REAL *a, const REAL *b) { return (vec)_mm256_loadu2_m128((const float *)b, (const float *)a); }
 static INLINE void v_join(uint16_t *to, const uint16_t *a, const uint16_t *b) /* stored at once: pieces are not forwarded to a load */

@@ -104,11 +104,7 @@ static INLINE void v_transpose(vec t[LANES])
     for (int i = 0; i < LANES; ++i) t[i] = s[i];
 }
 
-typedef uint64_t vlong __attribute__((vector_size(64)));
-static INLINE vlong v_product(vlong a, uint32_t b) /* of lower halves */
-{
-    return (vlong)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
-}
+#define V_PRODUCT(a, b) _mm512_mul_epu32((__m512i)(a), (__m512i)(b)) /* of the lower halves of 64 bits */
 
 static INLINE vec v_load_halves(const REAL *a, const REAL *b)
 {

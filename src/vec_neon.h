@@ -90,8 +90,7 @@ static INLINE void v_transpose(vec t[LANES])
     for (int i = 0; i < LANES; ++i) t[i] = s[i];
 }
 
-typedef uint64x2_t vlong;
-static INLINE vlong v_product(vlong a, uint32_t b) { return vmull_n_u32(vmovn_u64(a), b); } /* of lower halves */
+#define V_PRODUCT(a, b) vmull_u32(vmovn_u64(a), vmovn_u64(b)) /* of the lower halves of 64 bits */
 
 static INLINE vec v_load_halves(const REAL *a, const REAL *b) { return V(vcombine)(V(vld1)(a), V(vld1)(b)); }
 static INLINE void v_join(uint16_t *to, const uint16_t *a, const uint16_t *b)

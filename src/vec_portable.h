@@ -109,9 +109,6 @@ static INLINE void v_transpose(vec t[LANES])
     for (int i = 0; i < LANES; ++i) t[i] = s[i];
 }
 
-typedef uint64_t vlong __attribute__((vector_size(16)));
-static INLINE vlong v_product(vlong a, uint32_t b) { return (a & 0xffffffff) * b; } /* of lower halves */
-
 #define HALVES(i) (i < LANES / 2 ? a : b)[i % (LANES / 2)]
 static INLINE vec v_load_halves(const REAL *a, const REAL *b) { return (vec)EACH(HALVES); }
 static INLINE void v_join(uint16_t *to, const uint16_t *a, const uint16_t *b)

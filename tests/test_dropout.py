@@ -205,7 +205,7 @@ def test_vjp_keeps_the_seed(given: Any, rng: np.random.Generator) -> None:
     """With equal scores, ones for values and 1/2, out says how many keys were kept of each row, and so do sums of the value's gradient."""
     q, v = np.zeros((1, 40, 3)), np.ones((1, 40, 1))
     out, vjp = qkvc.attention_vjp(q, q, v, dropout_p=0.5, rng=given)
-    for row in (0, 17):
+    for row in range(0, 40, 4):
         only = np.zeros_like(out)
         only[0, row] = 1
         np.testing.assert_allclose(vjp(only).value.sum(), out[0, row, 0], rtol=1e-12)
