@@ -371,9 +371,8 @@ cdef Plan make_plan(object query, object key, object value, object mask, object 
     set_strides(p, &p.query, q, head, row)
     set_strides(p, &p.key, k, head, row)
     p.few_bytes = p.key.kind == QKVC_INT8 and p.kernels.few_pack_bytes != NULL
-    p.copy_key = scattered(&p.key, p.D) or aliases(&p.key, p.Lk) or (p.kernels.kind == QKVC_BFLOAT16 and p.D % 2 != 0)
-    p.few_copy_key = p.copy_key and not p.few_bytes
-    p.copy_key |= p.key.kind != p.kernels.kind
+    p.few_copy_key = not p.few_bytes and (scattered(&p.key, p.D) or (p.kernels.kind == QKVC_BFLOAT16 and p.D % 2 != 0))
+    p.copy_key = p.few_copy_key or scattered(&p.key, p.D) or aliases(&p.key, p.Lk) or p.key.kind != p.kernels.kind
     if v != NULL:
         set_strides(p, &p.value, v, head, row)
         p.few_copy_value = not p.few_bytes and scattered(&p.value, p.Dv)  # of these, whole rows are read

@@ -77,6 +77,13 @@ static INLINE void touch(const char *x, ptrdiff_t row, int n, int cols)
     }
 }
 
+/* Rows a multiple of 4096 bytes apart, as where heads lie side by side, share a few sets of L1 and of L2.  There a block ahead is too far,
+ * and rows that are touched push each other out (8 heads of D = 128, one / four / eight queries from memory, cycles a key: copied block by
+ * block 379 / 387 / 484, in place like others 367 / 352 / 369, not touched and half a block ahead 284 / 297 / 358). */
+static INLINE int crowded(ptrdiff_t row) { return row % 4096 == 0; }
+
+static INLINE int rows_ahead(ptrdiff_t row) { return crowded(row) ? QKVC_BLOCK / 2 : QKVC_BLOCK; }
+
 /* Q[segment of d][query][SEGMENT], zero behind D.  As a panel a query would take a cache line for each d: 98 cycles a key for 91. */
 static void few_pack(const void *const *rows, ptrdiff_t col, int D, double scale, int queries, void *Q_)
 {
@@ -158,7 +165,8 @@ static INLINE void few_keys(const char *K, ptrdiff_t row, int j, int n, const ch
 static INLINE void few_scores_rows(const int rows, const int kind, const REAL *Q, ptrdiff_t next, int D, const char *K, ptrdiff_t row,
                                    int n, REAL *S)
 {
-    const int touched = rows <= 4; /* for more, the FMAs take as long as the fetching */
+    const int touched = rows <= 4 && !crowded(row); /* for more, the FMAs take as long as the fetching */
+    const ptrdiff_t ahead = rows_ahead(row) * row;
     const char *keys[2][LANES];
     vec T[HALF];
     few_keys(K, row, 0, n, keys[0]);
@@ -172,7 +180,7 @@ static INLINE void few_scores_rows(const int rows, const int kind, const REAL *Q
         for (ptrdiff_t d = 0; d < D; d += SEGMENT, q += next) {
             const int more = d + SEGMENT < D;
             if (touched && !more && j + LANES < n) touch(keys[!now][0], row, least(LANES, n - j - LANES), D * size_of(kind));
-            few_scores_segment(rows, kind, q, keys[now], QKVC_BLOCK * row, d, keys[more ? now : !now], more ? d + SEGMENT : 0, D, T, S + j);
+            few_scores_segment(rows, kind, q, keys[now], ahead, d, keys[more ? now : !now], more ? d + SEGMENT : 0, D, T, S + j);
         }
     }
 }
@@ -309,7 +317,9 @@ static void few_values(const void *P, int queries, const void *V, ptrdiff_t row,
 {
     /* A single strip is in address order itself: touched, 128 columns of one query take 73 cycles a key for 60. */
     const int strips = Dv > FEW_VECS * LANES && (queries > 1 || Dv != 2 * FEW_VECS * LANES);
-#define VALUES(kind) few_values_of(kind, P, QKVC_BLOCK, SEGMENT, queries, V, row * size_of(kind), strips, strips * QKVC_BLOCK, Dv, n, O)
+    const int close = crowded(row * size_of(kind)), ahead = strips || close ? rows_ahead(row * size_of(kind)) : 0;
+#define VALUES(kind)                                                                                                                       \
+    few_values_of(kind, P, QKVC_BLOCK, SEGMENT, queries, V, row * size_of(kind), strips && !close, ahead, Dv, n, O)
     EACH_KIND(kind, VALUES)
 #undef VALUES
 }

@@ -17,7 +17,8 @@ static void few_pack_pairs(const void *const *rows, ptrdiff_t col, int D, double
 /* acc[i] += Q[i] . K of LANES keys, over n pairs of columns from d on.  Eight pairs, half a square, leave registers in which the next ones
  * are transposed while these are multiplied.  Lines of the next keys are fetched out of L2, where those of the next block are fetched to;
  * more than four queries need no touch beside that.  (8 queries, D = 64 / 80 / 128, cycles a key in cache: 27 / 41 / 53 -> 22 / 26 / 41) */
-static INLINE void few_dot(const int rows, const pair *Q, const char *const *K, ptrdiff_t ahead, ptrdiff_t d, const int n, vec acc[])
+static INLINE void few_dot(const int rows, const pair *Q, const char *const *K, ptrdiff_t next, ptrdiff_t ahead, ptrdiff_t d,
+                           const int n, vec acc[])
 {
     vec t[PAIRS];
     p_columns(K, d * 2, n, t);
@@ -25,20 +26,20 @@ static INLINE void few_dot(const int rows, const pair *Q, const char *const *K, 
         if (ahead && d % 32 == 0) { /* of the columns in a line */
             const char *low = K[c] + d * 2, *high = K[c + PAIRS] + d * 2;
             __builtin_prefetch(low + ahead, 0, 2), __builtin_prefetch(high + ahead, 0, 2);
-            __builtin_prefetch(low + ahead / 8, 0, 3), __builtin_prefetch(high + ahead / 8, 0, 3);
+            __builtin_prefetch(low + next, 0, 3), __builtin_prefetch(high + next, 0, 3);
         }
         UNROLL for (int i = 0; i < rows; ++i) acc[i] = p_dot(acc[i], (vpairs)t[c], p_set1(Q[i * PAIRS + c]));
     }
 }
 
-static INLINE void few_pair_scores_keys(const int rows, const pair *Q, ptrdiff_t next, vec scale, const char *const *K, ptrdiff_t ahead,
-                                        int D, REAL *S)
+static INLINE void few_pair_scores_keys(const int rows, const pair *Q, ptrdiff_t next, vec scale, const char *const *K, ptrdiff_t row,
+                                        ptrdiff_t ahead, int D, REAL *S)
 {
     vec acc[FEW_ROWS];
     ptrdiff_t d = 0;
     UNROLL for (int i = 0; i < rows; ++i) acc[i] = v_set1(0);
-    for (; d + 2 * PAIRS <= D; d += 2 * PAIRS, Q += next) few_dot(rows, Q, K, ahead, d, PAIRS, acc);
-    if (d < D) few_dot(rows, Q, K, ahead, d, (D - (int)d + 1) / 2, acc);
+    for (; d + 2 * PAIRS <= D; d += 2 * PAIRS, Q += next) few_dot(rows, Q, K, LANES * row, ahead, d, PAIRS, acc);
+    if (d < D) few_dot(rows, Q, K, LANES * row, ahead, d, (D - (int)d + 1) / 2, acc);
     UNROLL for (int i = 0; i < rows; ++i) v_store(S + i * QKVC_BLOCK, v_mul(acc[i], scale));
 }
 
@@ -50,11 +51,12 @@ static void few_pair_scores(const void *Q_, int queries, int D, const void *K, p
     for (int j = 0; j < n; j += LANES) {
         const char *keys[LANES];
         const int live = least(LANES, n - j);
+        REAL *s = (REAL *)S + j;
         for (int k = 0; k < LANES; ++k) keys[k] = (const char *)K + (j + least(k, live - 1)) * row * 2;
-        if (queries <= 4) touch(keys[0], row * 2, live, D * 2);
+        if (queries <= 4 && !crowded(row * 2)) touch(keys[0], row * 2, live, D * 2);
         for (int i = 0; i < queries; i += FEW_ROWS) {
-            const ptrdiff_t ahead = i ? 0 : QKVC_BLOCK * row * 2;
-#define SCORES(rows) few_pair_scores_keys(rows, Q + i * PAIRS, queries * PAIRS, scale, keys, ahead, D, (REAL *)S + i * QKVC_BLOCK + j)
+            const ptrdiff_t ahead = i ? 0 : rows_ahead(row * 2) * row * 2;
+#define SCORES(rows) few_pair_scores_keys(rows, Q + i * PAIRS, queries * PAIRS, scale, keys, row * 2, ahead, D, s + i * QKVC_BLOCK)
             ONE_TO_FEW(least(queries - i, FEW_ROWS), SCORES)
 #undef SCORES
         }
@@ -135,9 +137,9 @@ static void few_pair_values(const void *P_, int queries, const void *V_, ptrdiff
     for (int c = 0; c < queries * width; c += LANES) v_store(O + c, v_set1(0));
     for (int j = 0; j < n; j += step, P += step / 2, V += 2 * step * row) {
         const int live = least(step, n - j);
-        if (in_order) touch(V, 2 * row, live, 2 * Dv);
+        if (in_order && !crowded(2 * row)) touch(V, 2 * row, live, 2 * Dv);
         for (int i = 0; i < queries; i += FEW_ROWS) {
-            const ptrdiff_t ahead = i ? 0 : 2 * QKVC_BLOCK * row;
+            const ptrdiff_t ahead = i ? 0 : rows_ahead(2 * row) * 2 * row;
 #define VALUES(rows) few_pair_values_rows(rows, P + i * QKVC_BLOCK, V, 2 * row, ahead, Dv, live, O + i * width, width)
             ONE_TO_FEW(least(queries - i, FEW_ROWS), VALUES)
 #undef VALUES

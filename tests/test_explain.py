@@ -276,7 +276,8 @@ def test_copies_and_their_reasons() -> None:
     assert (plain.copies, plain.scratch + 2 * 100 * 64 * 4) == ((), copied.scratch)
     assert copied.copies == ("key: its columns are not adjacent", "value: its rows lie a multiple of 4096 bytes apart")
     assert copied.arithmetic > explain(query, key, apart).arithmetic > plain.arithmetic
-    assert explain(query[..., :1, :], across, apart).copies == copied.copies[:1]  # few queries read whole rows of values
+    assert explain(query[..., :1, :], across, apart).copies == copied.copies[:1]  # few queries read rows where they lie
+    assert explain(query[..., :1, :], apart, apart).copies == ()
 
 
 # --- against what really runs -----------------------------------------------------------------------------------------------------------
