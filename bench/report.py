@@ -97,8 +97,8 @@ def notes(result: Result) -> list[str]:
     lines = [
         "Cases are batch x heads x length x width, float32 unless they say otherwise; a module's are batch x length x width / heads.  "
         "Speeds are GFLOP/s of useful work (masked pairs do not count) with the share of the FMA peak, of bfloat16 that of pairs; GB/s "
-        "with the share of the read bandwidth where a single query reads a cache; tokens /s of a step with a KVCache, and its share, and of training; "
-        "µs for calls too small for either; sentences /s of a model.",
+        "with the share of the read bandwidth where a single query reads a cache; tokens /s of a step with a KVCache, and its share, and "
+        "of training; µs for calls too small for either; sentences /s of a model.",
         "Times faster: the best rival's time over ours, median over the rounds; above 1 is a win, below 1 a loss.",
         f"{machine}; {threads}, {result.kernels} kernels, {_count(result.rounds, 'interleaved round')}, {result.date}{roofs}.",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in result.versions.items()) + ".",

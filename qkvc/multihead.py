@@ -483,11 +483,10 @@ class MultiHeadAttention(Weights):
         """Attention to the keys, and to the extra key, which no position, mask or sink concerns."""
         if options.get("dropout_p"):
             raise ValueError(bad("dropout_p", "0 beside an extra key, which has no number of its own", str(options["dropout_p"]), WHO))
-        query, key, value = projected
-        whole = attention_with_lse(query, key, value, layout="blhd", num_threads=num_threads, **options)
+        whole = attention_with_lse(*projected, layout="blhd", num_threads=num_threads, **options)
         own = {name: options[name] for name in ("scale", "softcap", "head_scale") if name in options}
         extra = [x[np.newaxis] for x in (self.extra_key, self.extra_value) if x is not None]
-        alone = attention_with_lse(query, *extra, layout="blhd", num_threads=num_threads, **own)
+        alone = attention_with_lse(projected[0], *extra, layout="blhd", num_threads=num_threads, **own)
         return whole, AttentionOutput(np.broadcast_to(alone.out, whole.out.shape), np.broadcast_to(alone.lse, whole.lse.shape))
 
     def _output(self, heads: Array, out: Array | None, num_threads: int | None, plus: Array | None = None) -> Array:
