@@ -63,19 +63,31 @@ asm:  ## the inner loop of the score kernel, 4 keys x 48 queries; SET=avx2_f64 f
 	@mkdir -p build && $(CC) $(CFLAGS) -c src/$(SET).c -o build/asm.o
 	@objdump --disassemble=scores --no-show-raw-insn build/asm.o | $(PYTHON) tools/inner_loop.py
 
+# The C programs of tests/c/: they share the kernels' objects, which all cores compile.
+define programs
+build/$(1)/%.o: src/%.c $(wildcard src/*.h)
+	@mkdir -p build/$(1) && $(2) $(CFLAGS) -c $$< -o $$@
+build/$(1)/%: tests/c/%.c $(wildcard tests/c/*.h) $(KERNELS:src/%.c=build/$(1)/%.o)
+	$(2) $(CFLAGS) $$< $$(filter %.o,$$^) -lm -o $$@
+endef
+.SECONDARY:
+$(eval $(call programs,native,$(CC)))
+$(eval $(call programs,aarch64,aarch64-linux-gnu-gcc -static))
+compiled = @$(MAKE) --no-print-directory --jobs=$(shell nproc) $(addprefix build/,$(1))
+
 kernels:  ## every kernel alone and whole forwards, in C
-	@mkdir -p build
-	$(CC) $(CFLAGS) tests/c/rows.c $(KERNELS) -lm -o build/rows && build/rows
-	$(CC) $(CFLAGS) tests/c/forward.c $(KERNELS) -lm -o build/forward && build/forward
+	$(call compiled,native/rows native/forward)
+	build/native/rows
+	build/native/forward
 
 need = @command -v $(1) >/dev/null || { echo "make $@ needs $(1): apt-get install $(2)" >&2; exit 1; }
 
 neon:  ## the same on an emulated AArch64
 	$(call need,aarch64-linux-gnu-gcc,gcc-aarch64-linux-gnu libc6-dev-arm64-cross)
 	$(call need,qemu-aarch64,qemu-user)
-	@mkdir -p build
-	aarch64-linux-gnu-gcc -static $(CFLAGS) tests/c/rows.c $(KERNELS) -lm -o build/rows_neon && qemu-aarch64 build/rows_neon
-	aarch64-linux-gnu-gcc -static $(CFLAGS) tests/c/forward.c $(KERNELS) -lm -o build/forward_neon && qemu-aarch64 build/forward_neon
+	$(call compiled,aarch64/rows aarch64/forward)
+	qemu-aarch64 build/aarch64/rows
+	qemu-aarch64 build/aarch64/forward
 
 gate: $(VENV)/built  ## import and compute on emulated CPUs without AVX and without AVX-512
 	$(call need,qemu-x86_64,qemu-user)
@@ -85,12 +97,13 @@ debug: $(VENV)/test  ## bounds checks on, optimiser off
 	QKVC_DEBUG=1 $(PY) setup.py --quiet build_ext --inplace --force
 
 exp2:  ## every float32 through exp2
-	@mkdir -p build && $(CC) $(CFLAGS) tests/c/exp2_all.c $(KERNELS) -lm -o build/exp2_all && build/exp2_all
+	$(call compiled,native/exp2_all)
+	build/native/exp2_all
 
 prototypes:  ## decode and bf16 against the arithmetic contract
-	@mkdir -p build
-	$(CC) $(CFLAGS) tests/c/prototype_decode.c $(KERNELS) -lm -o build/prototype_decode && build/prototype_decode
-	$(CC) $(CFLAGS) tests/c/prototype_bf16.c $(KERNELS) -lm -o build/prototype_bf16 && build/prototype_bf16
+	$(call compiled,native/prototype_decode native/prototype_bf16)
+	build/native/prototype_decode
+	build/native/prototype_bf16
 
 dist: $(VENV)/built  ## sdist and wheel, and the wheel alone in a bare environment
 	rm -rf dist && $(PIP) build && $(PY) -m build
