@@ -164,9 +164,10 @@ LONG_CALLS = {
 def test_ctrl_c(call: str) -> None:
     """KeyboardInterrupt within 200 ms (the middle one of three), and the next call is right."""
     code = f"""
-import time
+import signal, time
 import numpy as np, qkvc
 from qkvc._linear import project
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without
 options, left = {{}}, lambda: True
 call = lambda: qkvc.attention(q, k, k, **options)
 {LONG_CALLS[call]}
