@@ -10,7 +10,7 @@ KERNELS = src/dispatch.c $(wildcard src/*_f32.c src/*_f64.c)
 
 .DEFAULT_GOAL := help
 .PRECIOUS: $(VENV)/%
-.PHONY: help demo test test-full dev lint format bench annotate asm kernels neon gate debug dist prototypes exp2 clean
+.PHONY: help demo test test-full dev lint format pages docs bench annotate asm kernels neon gate debug dist prototypes exp2 clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /	/' | expand -t 14
@@ -50,6 +50,13 @@ lint: $(VENV)/lint $(VENV)/test  ## ruff, cython-lint, mypy
 format: $(VENV)/lint
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+pages: $(VENV)/plot $(VENV)/weights  ## run every page of docs/en: what it prints and draws becomes the page's
+	$(PY) tools/pages.py --write
+
+docs: $(VENV)/docs $(VENV)/weights  ## the documentation site, from the repository alone: out/site/index.html
+	$(PY) tools/pages.py
+	$(PY) -m sphinx --fail-on-warning --quiet --builder html docs out/site
 
 bench: $(VENV)/bench  ## the benchmarks, against every rival that is installed
 	mkdir -p out

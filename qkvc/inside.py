@@ -219,7 +219,7 @@ def attention_stats(
     entropy : ndarray, shape (..., H_q, L_q)
         -sum p ln p over the keys, 0 (one key) to ln L_k (all alike).
     distance : ndarray, shape (..., H_q, L_q)
-        sum p |position - j|, in keys; position i of row i unless `causal` or `q_offset` says another.
+        sum p abs(position - j), in keys; position i of row i unless `causal` or `q_offset` says another.
     key_mass : ndarray, shape (..., H_q, L_k)
         sum of p over the queries: what each key is given in all.
     top_keys : ndarray of int64, shape (..., H_q, L_q, top_k), or None

@@ -1,0 +1,25 @@
+"""The documentation site: `make docs`.  Nothing in it comes from anywhere but this repository."""
+
+import sys
+from pathlib import Path
+
+import qkvc
+
+sys.path.insert(0, str(Path(__file__).parent))  # for gallery.py
+
+project = "qkvc"
+author = "the qkvc developers"
+version = release = qkvc.__version__
+extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.autosummary"]
+myst_heading_anchors = 3
+exclude_patterns = ["README.md"]
+
+autodoc_typehints = "none"  # the docstrings have them, with shapes
+autodoc_member_order = "bysource"
+numpydoc_show_class_members = False
+numpydoc_xref_param_type = False
+
+html_theme = "furo"
+html_title = "qkvc"
+html_copy_source = False
+html_show_sphinx = False

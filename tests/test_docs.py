@@ -1,0 +1,70 @@
+"""The pages of docs/en do what they say, and those of docs/zh have the same blocks."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("matplotlib", reason="the pages draw with matplotlib")
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted((ROOT / "docs" / "en").glob("*.md"))
+
+
+def tool() -> Any:
+    spec = importlib.util.spec_from_file_location("pages", ROOT / "tools" / "pages.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_page(page: Path) -> None:
+    assert tool().check(page, write=False) == []
+
+
+def test_every_chinese_page_has_an_english_one() -> None:
+    assert [page.name for page in sorted((ROOT / "docs" / "zh").glob("*.md"))] == [page.name for page in PAGES]
+
+
+PAGE = """# A page
+
+```python
+print("two words", 1.25)
+```
+
+```text
+{}
+```
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [("two words 1.25", True), ("two words 1.26", True), ("two words 1.27", False), ("two word 1.25", False), ("two words 1.2", False)],
+)
+def test_a_page_that_says_something_else(said: str, right: bool, tmp_path: Path) -> None:
+    for language in ("en", "zh"):
+        (tmp_path / language).mkdir()
+        (tmp_path / language / "page.md").write_text(PAGE.format(said), encoding="utf-8")
+    page = tmp_path / "en" / "page.md"
+    assert (tool().check(page, write=False) == []) is right
+    assert tool().check(page, write=True) == []
+    assert tool().check(page, write=False) == (
+        [] if right else [f"{tmp_path / 'zh' / 'page.md'}: its blocks or pictures are not those of {page}"]
+    )
+
+
+def test_a_page_that_fails_or_draws_nothing(tmp_path: Path) -> None:
+    for language in ("en", "zh"):
+        (tmp_path / language).mkdir()
+        (tmp_path / language / "page.md").write_text("```python\n1 / 0\n```\n\n![p](../pictures/p.png)\n", encoding="utf-8")
+        (tmp_path / language / "blank.md").write_text("![p](../pictures/p.png)\n", encoding="utf-8")
+    (fault,) = tool().check(tmp_path / "en" / "page.md", write=False)
+    assert "ZeroDivisionError" in fault
+    assert 'page.md", line 2' in fault
+    assert any("does not draw" in fault for fault in tool().check(tmp_path / "en" / "blank.md", write=False))
