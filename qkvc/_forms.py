@@ -125,7 +125,7 @@ def _recognised(names: set[str], form: str | None, prefix: str, who: str) -> tup
     raise ValueError(bad("tensors", f"a known form ({marks}){where}", _some(names), who))
 
 
-def _real(name: str, x: Any, who: str) -> Array:
+def real(name: str, x: Any, who: str) -> Array:
     array = as_array(name, x, who)
     if array.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
         raise TypeError(bad(name, "float64, float32, float16 or bfloat16", str(array.dtype), who))
@@ -138,7 +138,7 @@ def read(tensors: Any, form: str | None, prefix: str, who: str) -> Parts:
     names = {name[len(prefix) :] for name in available if isinstance(name, str) and name.startswith(prefix)}
     form, wanted, spelling = _recognised(names, form if form is None else _known(form, who), prefix, who)
     f = FORMS[form]
-    found = {name: _real(name, get(prefix + name), who) for name in wanted}
+    found = {name: real(name, get(prefix + name), who) for name in wanted}
     for name, x in found.items():
         axes = 2 if name in (*spelling, f.out_weight) else 3 if name in f.extra else 1
         if x.ndim != axes:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 import qkvc
 from qkvc.models import MiniLM, minilm
 
-Tensors = dict[str, NDArray[np.float32]]
+from .checkpoints import BERT, Tensors, bert_tensors
 
 
 class Model(NamedTuple):
@@ -34,6 +34,9 @@ class WordTokenizer:
     def no_padding(self) -> None:
         pass
 
+    def no_truncation(self) -> None:
+        pass
+
     def enable_truncation(self, length: int) -> None:
         self.length = length
 
@@ -45,31 +48,9 @@ class WordTokenizer:
 
 
 def random_model(rng: np.random.Generator) -> Model:
-    """Other sizes than MiniLM's, so that none of those can be built in."""
-    width, inner, layers = 24, 40, 3
-    config = {
-        "layer_norm_eps": 1e-5,
-        "num_attention_heads": 4,
-        "num_hidden_layers": layers,
-        "hidden_size": width,
-        "intermediate_size": inner,
-    }
-    shapes = {"embeddings.word_embeddings.weight": (50, width), "embeddings.position_embeddings.weight": (32, width)}
-    shapes |= {"embeddings.token_type_embeddings.weight": (2, width)}
-    norms = ["embeddings.LayerNorm"]
-    for index in range(layers):
-        prefix = f"encoder.layer.{index}."
-        dense = {f"attention.self.{name}": (width, width) for name in ("query", "key", "value")}
-        dense |= {"attention.output.dense": (width, width), "intermediate.dense": (inner, width), "output.dense": (width, inner)}
-        for name, shape in dense.items():
-            shapes |= {f"{prefix}{name}.weight": shape, f"{prefix}{name}.bias": shape[:1]}
-        norms += [f"{prefix}attention.output.LayerNorm", f"{prefix}output.LayerNorm"]
-    # Of such size that the heads differ and no softmax saturates: scores of a few units.
-    tensors = {name: rng.standard_normal(shape, dtype=np.float32) / 3 for name, shape in shapes.items()}
-    tensors |= {f"{name}.weight": 1 + rng.random(width, dtype=np.float32) for name in norms}
-    tensors |= {f"{name}.bias": rng.standard_normal(width, dtype=np.float32) for name in norms}
+    tensors = bert_tensors(rng)
     sentences = ["one two three", "a", "", "four five", "ab", "six"]
-    return Model(MiniLM(config, tensors, WordTokenizer()), config, tensors, sentences)  # type: ignore[arg-type]
+    return Model(MiniLM(BERT, tensors, WordTokenizer()), BERT, tensors, sentences)
 
 
 def real_model() -> Model:

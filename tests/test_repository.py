@@ -147,6 +147,7 @@ HELD_BY = {
     "_layers": "layers", "_rotary": "rotary", "_describe": "explain", "explanation": "explain", "integrations/__init__": "concurrency",
     "integrations/threadpools": "concurrency", "integrations/onnx": "integrations_onnx",
     "_learning": "nn", "_passes": "nn", "_rows": "nn", "models/language": "nn",
+    "models/bert": "models", "models/tensors": "models", "models/watch": "watch",
     **{f"nn/{part}": "nn" for part in ("__init__", "attention", "block", "embedding", "feed_forward")},
     **{f"nn/{part}": "nn" for part in ("layer", "linear", "loss", "memory", "norm")},
     **{f"experiments/{part}": "experiments" for part in ("__init__", "copying", "freezing", "meaning")},

