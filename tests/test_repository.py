@@ -152,6 +152,8 @@ HELD_BY = {
     **{f"nn/{part}": "nn" for part in ("layer", "linear", "loss", "memory", "norm")},
     **{f"experiments/{part}": "experiments" for part in ("__init__", "copying", "freezing", "meaning")},
     **{f"experiments/{part}": "experiments" for part in ("model", "offsets", "saturation", "training", "words")},
+    **{f"analysis/{part}": "analysis_heads" for part in ("__init__", "_mass", "heads")},
+    "analysis/patterns": "analysis_patterns", "analysis/roles": "analysis_patterns",
     "nn/optimiser": "optimiser", "nn/checkpoint": "optimiser",
 }  # fmt: skip
 
