@@ -128,7 +128,7 @@ def test_edits_that_do_not_fit(model: Bert, edits: Any, error: type[Exception], 
 @pytest.mark.parametrize(
     ("text", "error", "parts"),
     [
-        ("words", ValueError, ("text", "no tokenizer")),
+        ("words", ValueError, ("text", "without a tokenizer")),
         ([], ValueError, ("1 to 32 tokens", "0 of them")),
         ([1] * 33, ValueError, ("1 to 32 tokens", "33 of them")),
         ([[1, 2]], ValueError, ("1 to 32 tokens", "shape (1, 2)")),

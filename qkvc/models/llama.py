@@ -1,20 +1,23 @@
-"""LLaMA and what is built like it, Qwen2 and Qwen3: decoders that go on with a text, in NumPy and qkvc."""
+"""LLaMA, Qwen2 and Qwen3: decoders that go on with a text, in NumPy and qkvc."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import qkvc
+from qkvc._coerce import as_above_zero, bad
+from qkvc._forms import FORMS
 from qkvc._linear import project
+from qkvc.models.decoder import Decoder, DecoderLayer
+from qkvc.models.tensors import Config, Tensors
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
-    Array = NDArray[np.float32]
-    Tensors = Mapping[str, NDArray[Any]]
+    from qkvc.models.watch import Array
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
@@ -25,34 +28,33 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
 def rope_of(config: Mapping[str, Any]) -> qkvc.RopeConfig:
     """How positions turn heads: of today's `config.json`, where it is one dict, or of earlier ones."""
     told = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta", 10000.0), **(config.get("rope_scaling") or {})}
-    kind, scaling = told.get("rope_type", "default"), None
+    kind, scaling = told.get("rope_type", told.get("type", "default")), None  # "type" in the earliest
     if kind == "llama3":
         names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        if missing := [name for name in names if name not in told]:
+            raise ValueError(bad("config: rope_scaling", f"{', '.join(names)} for llama3", f"no {missing[0]}", "Llama"))
         scaling = qkvc.Llama3Scaling(*(told[name] for name in names))
     elif kind != "default":
         raise ValueError(f'Llama: config: expected rope_type "default" or "llama3", got {kind!r}')
     return qkvc.RopeConfig(float(told["rope_theta"]), scaling=scaling)
 
 
-class Layer:
-    """One decoder block: attention, then the gated feed-forward network, each of a normalised input and added to it."""
+class Layer(DecoderLayer):
+    """With RMS norms and a gated feed-forward network."""
 
-    def __init__(self, tensors: Tensors, prefix: str, config: Mapping[str, Any]) -> None:
-        self.eps = float(config["rms_norm_eps"])
-        own = {name.removeprefix(prefix): np.asarray(x, np.float32) for name, x in tensors.items() if name.startswith(prefix)}
-        self.attention = qkvc.MultiHeadAttention.from_state(
-            own,
-            config["num_attention_heads"],
-            prefix="self_attn.",
-            rope=rope_of(config),
-            qk_norm=self.eps if "self_attn.q_norm.weight" in own else None,
-        )
-        self.gate, self.up, self.down = (own[f"mlp.{name}_proj.weight"] for name in ("gate", "up", "down"))
-        self.norm_1, self.norm_2 = own["input_layernorm.weight"], own["post_attention_layernorm.weight"]
+    def __init__(self, tensors: Tensors, width: int, inner: int, eps: float, attention: Mapping[str, Any]) -> None:
+        self.eps = eps
+        own = tensors.under("self_attn.")
+        self.attention = own.attention(width, **attention, qk_norm=eps if "q_norm.weight" in own else None)
+        shapes = {"gate": (inner, width), "up": (inner, width), "down": (width, inner)}
+        self.gate, self.up, self.down = (tensors.take(f"mlp.{name}_proj.weight", *shape) for name, shape in shapes.items())
+        self.norm_1, self.norm_2 = (tensors.take(f"{name}_layernorm.weight", width) for name in ("input", "post_attention"))
 
-    def __call__(self, x: Array, cache: qkvc.KVCache | None) -> Array:
-        how: dict[str, Any] = {"causal": True} if cache is None else {"cache": cache}
-        x = x + self.attention(rms_norm(x, self.norm_1, self.eps), **how)  # the caller's own x stays
+    def reads(self, x: Array) -> Array:
+        return rms_norm(x, self.norm_1, self.eps)
+
+    def after(self, x: Array, attended: Array) -> Array:
+        x = x + attended
         hidden = rms_norm(x, self.norm_2, self.eps)
         gate = project(hidden, self.gate)
         gate *= (1 + np.tanh(gate / 2)) / 2  # SiLU, x / (1 + exp(-x)), without an exp that overflows
@@ -60,7 +62,7 @@ class Layer:
         return x
 
 
-class Llama:
+class Llama(Decoder):
     """A text's token numbers to scores of every next token.
 
     Parameters
@@ -69,44 +71,47 @@ class Llama:
         The values of the model's `config.json`.
     tensors : dict of ndarray
         The weights, by their names in the checkpoint; computed with in float32.
+    tokenizer : tokenizers.Tokenizer, optional
+        Without one the model is given token numbers.
+
+    Raises
+    ------
+    ValueError, TypeError
+        A tensor that is missing or of another shape; an activation, a window or a rotation that is not computed here.
+
+    References
+    ----------
+    Touvron et al., "LLaMA" (2023); Yang et al., "Qwen2" and "Qwen3" Technical Reports (2024, 2025).
     """
 
-    def __init__(self, config: Mapping[str, Any], tensors: Tensors) -> None:
-        self.eps = float(config["rms_norm_eps"])
-        self.words, self.norm = (np.asarray(tensors[f"model.{name}.weight"], np.float32) for name in ("embed_tokens", "norm"))
-        self.head = np.asarray(tensors["lm_head.weight"], np.float32) if "lm_head.weight" in tensors else self.words
-        self.layers = [Layer(tensors, f"model.layers.{index}.", config) for index in range(config["num_hidden_layers"])]
+    def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, Any], tokenizer: Any = None) -> None:
+        told, found = Config(config, "Llama"), Tensors(tensors, "Llama")
+        told.only("hidden_act", "silu")
+        for name in ("mlp_bias", "use_sliding_window"):
+            told.only(name, False)
+        told.only("partial_rotary_factor", 1)
+        width, inner, layers, vocabulary = (
+            told.count(name) for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
+        )
+        heads = told.count("num_attention_heads")
+        self.eps = as_above_zero("config: rms_norm_eps", told.get("rms_norm_eps", 1e-6), "Llama")
+        self.words, self.norm = found.take("model.embed_tokens.weight", vocabulary, width), found.take("model.norm.weight", width)
+        tied = told.get("tie_word_embeddings", "lm_head.weight" not in found)
+        self.head = self.words if tied else found.take("lm_head.weight", vocabulary, width)
+        kind = told.get("model_type", None)
+        attention = {
+            "heads": heads,
+            "form": kind if kind in FORMS else None,  # by its tensors, where it is not said
+            "kv_heads": told.count("num_key_value_heads", heads),
+            "head_dim": told.count("head_dim", width // heads),
+            "rope": rope_of(config),
+        }
+        parts = (found.under(f"model.layers.{index}.") for index in range(layers))
+        self.layers = [Layer(part, width, inner, self.eps, attention) for part in parts]
+        self._speak(tokenizer)
 
-    def caches(self, batch: int, capacity: int, **options: Any) -> list[qkvc.KVCache]:
-        """An empty cache for each layer; options as of `qkvc.KVCache`."""
-        parts = (layer.attention for layer in self.layers)
-        return [qkvc.KVCache(batch, part.num_kv_heads, capacity, part.head_dim, **options) for part in parts]
+    def _embedded(self, ids: NDArray[np.int64], first: Any = 0) -> Array:
+        return self.words[ids]
 
-    def states(self, ids: ArrayLike, caches: Sequence[qkvc.KVCache] | None = None) -> Array:
-        """The vectors of tokens (B, L), which with `caches` follow what those have: (B, L, E)."""
-        x = self.words[np.asarray(ids)]
-        for index, layer in enumerate(self.layers):
-            x = layer(x, None if caches is None else caches[index])
+    def _finished(self, x: Array) -> Array:
         return rms_norm(x, self.norm, self.eps)
-
-    def logits(self, states: Array) -> Array:
-        """The score of each word as the next, (..., vocabulary)."""
-        return project(states, self.head)
-
-    def generate(self, ids: ArrayLike, count: int, caches: Sequence[qkvc.KVCache] | None = None) -> NDArray[np.int64]:
-        """The `count` tokens that follow the prompts (B, L), always the likeliest: (B, count).
-
-        Parameters
-        ----------
-        ids : array_like of int, shape (B, L)
-        count : int
-        caches : list of KVCache, optional
-            Of `caches`; default are float32 ones.  They are at the end of what has been generated but for its last token.
-        """
-        ids = np.asarray(ids, np.int64)
-        caches = self.caches(len(ids), ids.shape[1] + count) if caches is None else caches
-        result = np.empty((len(ids), count), np.int64)
-        for step in range(count):
-            result[:, step] = self.logits(self.states(ids, caches)[:, -1]).argmax(axis=-1)
-            ids = result[:, step : step + 1]
-        return result

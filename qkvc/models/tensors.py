@@ -72,9 +72,14 @@ class Tensors:
         """A weight of this shape, and its bias, as wide as the weight's first axis."""
         return self.take(f"{name}.weight", *shape), self.take(f"{name}.bias", shape[0])
 
-    def attention(self, width: int, heads: int, form: FormName | None, **options: Any) -> qkvc.MultiHeadAttention:
-        """A layer of attention, of a model so wide."""
+    def attention(
+        self, width: int, heads: int, form: FormName | None, *, kv_heads: int | None = None, head_dim: int | None = None, **options: Any
+    ) -> qkvc.MultiHeadAttention:
+        """A layer of attention of these sizes; as many key heads as heads, together as wide as the model, unless told otherwise."""
         module = qkvc.MultiHeadAttention.from_state(self.given, heads, form=form, prefix=self.prefix, **options)
-        if (module.embed_dim, module.kdim) != (width, width):
-            raise ValueError(bad(self.prefix + "attention", f"a width of {width}", str(module.embed_dim), self.who))
+        sizes = {"width": width, "key heads": kv_heads or heads, "width of a head": head_dim or width // heads}
+        found = module.embed_dim, module.num_kv_heads, module.head_dim
+        for (what, wanted), got in zip(sizes.items(), found, strict=True):
+            if wanted != got:
+                raise ValueError(bad(f"{self.prefix}: {what}", str(wanted), str(got), self.who))
         return module.astype(np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -11,7 +12,8 @@ import qkvc
 from qkvc._coerce import as_array, as_count, as_mask, as_per_head, bad, integers_within, shape_text
 
 if TYPE_CHECKING:
-    from typing import Literal
+    from os import PathLike
+    from typing import Literal, Self
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -167,7 +169,7 @@ class Block(Protocol):
         """The next hidden states, given these and what attention brought back."""
 
 
-class Model:
+class Model(ABC):
     """What all models have in common: words, layers, a tokenizer, and that they can be watched.
 
     Attributes
@@ -189,13 +191,20 @@ class Model:
     tokenizer: Any = None
     precision: Precision = None
 
+    @abstractmethod
     def _embedded(self, ids: NDArray[np.int64]) -> Array:
         """The first hidden states of tokens (L,)."""
-        raise NotImplementedError
 
     def _finished(self, x: Array) -> Array:
         """The output, given the last hidden states."""
         return x
+
+    @classmethod
+    def from_directory(cls, path: str | PathLike[str]) -> Self:
+        """Read a model from its files, as `qkvc.models.load` does; one of another kind is refused."""
+        from qkvc.models.loading import read
+
+        return read(path, cls)
 
     def _speak(self, tokenizer: Any) -> None:
         """Take a tokenizer, which neither pads nor cuts: MiniLM's file asks for 128 tokens whatever the sentence."""
@@ -234,12 +243,11 @@ class Model:
         """
         if isinstance(text, str):
             if self.tokenizer is None:
-                raise ValueError(bad("text", "token numbers, as the model has no tokenizer", "a str", "tokens"))
+                raise ValueError(bad("text", "token numbers, as the model came without a tokenizer (tokenizer.json)", "a str", "tokens"))
             (encoding,) = self.tokenizer.encode_batch([text])
-            ids = np.array(encoding.ids, np.int64)
-        else:
-            given = as_array("text", text, "tokens")
-            ids = integers_within("text", given if given.size else given.astype(np.int64), 0, len(self.words) - 1, "tokens")
+            text = encoding.ids
+        given = as_array("text", text, "tokens")
+        ids = integers_within("text", given if given.size else given.astype(np.int64), 0, len(self.words) - 1, "tokens")
         most = self.max_tokens
         if ids.ndim != 1 or not ids.size or (most is not None and ids.size > most):
             got = f"{ids.size:,} of them" if ids.ndim == 1 else shape_text(ids)
