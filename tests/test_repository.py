@@ -154,6 +154,9 @@ HELD_BY = {
     **{f"experiments/{part}": "experiments" for part in ("__init__", "copying", "freezing", "meaning")},
     **{f"experiments/{part}": "experiments" for part in ("model", "offsets", "saturation", "training", "words")},
     **{f"analysis/{part}": "analysis_heads" for part in ("__init__", "_mass", "heads")},
+    **{f"analysis/{part}": "analysis_layers" for part in ("circuits", "importance", "pruning", "values")},
+    **{f"analysis/{part}": "analysis_models" for part in ("ablation", "interventions")},
+    **{f"analysis/{part}": "analysis_outputs" for part in ("diagnosis", "subspaces")},
     "analysis/patterns": "analysis_patterns", "analysis/roles": "analysis_patterns",
     "nn/optimiser": "optimiser", "nn/checkpoint": "optimiser",
 }  # fmt: skip

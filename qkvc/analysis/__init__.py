@@ -3,19 +3,52 @@
 Nothing here needs more than NumPy, unless its docstring says so (`pip install qkvc[analysis]`).
 """
 
+from qkvc.analysis.ablation import Ablation, Effect, IdleHead, ablate, effect, idle_heads
+from qkvc.analysis.circuits import Circuits, circuits
+from qkvc.analysis.diagnosis import Diagnosis, diagnose
 from qkvc.analysis.heads import HeadStatistics, QueryStatistics, head_statistics
+from qkvc.analysis.importance import head_importance, model_importance
+from qkvc.analysis.interventions import knock_out, override_values, remove_heads
 from qkvc.analysis.patterns import PATTERNS, PatternScore, pattern_scores
+from qkvc.analysis.pruning import prune_heads, prune_model
 from qkvc.analysis.roles import RULES, Role, Rule, head_roles
+from qkvc.analysis.subspaces import LabelDirections, Probe, label_directions, probe_values
+from qkvc.analysis.values import NormWeighted, layer_value_zeroing, norm_weighted_attention, value_zeroing
 
 __all__ = [
     "PATTERNS",
     "RULES",
+    "Ablation",
+    "Circuits",
+    "Diagnosis",
+    "Effect",
     "HeadStatistics",
+    "IdleHead",
+    "LabelDirections",
+    "NormWeighted",
     "PatternScore",
+    "Probe",
     "QueryStatistics",
     "Role",
     "Rule",
+    "ablate",
+    "circuits",
+    "diagnose",
+    "effect",
+    "head_importance",
     "head_roles",
     "head_statistics",
+    "idle_heads",
+    "knock_out",
+    "label_directions",
+    "layer_value_zeroing",
+    "model_importance",
+    "norm_weighted_attention",
+    "override_values",
     "pattern_scores",
+    "probe_values",
+    "prune_heads",
+    "prune_model",
+    "remove_heads",
+    "value_zeroing",
 ]

@@ -288,7 +288,8 @@ class Model(ABC):
         for edit in edits:
             if not isinstance(edit, Edit):
                 raise TypeError(bad("edits", "a sequence of Edit", f"a {type(edit).__name__} in it", "watch"))
-            edited[_layer(edit.layer, self.num_layers, "watch")].take(edit, self.num_heads, len(ids))
+            index = _layer(edit.layer, self.num_layers, "watch")
+            edited[index].take(edit, self.layers[index].attention.num_heads, len(ids))
         states = [self._embedded(ids)]
         inputs, seen = [], _Seen([], [], [], [])
         for layer, its in zip(self.layers, edited, strict=True):
