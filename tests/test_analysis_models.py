@@ -157,5 +157,5 @@ def test_interventions_refuse(model: Bert) -> None:
     assert_refused(lambda: ablate(model, TEXTS, how="noise"), ValueError, "how", "noise")  # type: ignore[arg-type]
     assert_refused(lambda: ablate(model, TEXTS, heads=[(0, 4)]), ValueError, "heads", "(0, 4)")
     assert_refused(lambda: ablate(model, TEXTS, heads=[3]), TypeError, "heads", "pairs")  # type: ignore[list-item]
-    assert_refused(lambda: effect(model, "text", [Edit(0)]), ValueError, "text", "no tokenizer")
+    assert_refused(lambda: effect(model, "text", [Edit(0)]), ValueError, "text", "tokenizer")
     assert_refused(lambda: idle_heads(ablate(model, TEXTS, heads=[(0, 0)]), below=0), ValueError, "below", "above 0")

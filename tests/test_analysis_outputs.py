@@ -65,6 +65,21 @@ def test_a_value_that_carries_the_wrong_thing(rng: np.random.Generator) -> None:
     assert diagnose(KEYS[[2]], KEYS, mended, wanted).verdict == "right"
 
 
+def test_the_key_that_was_meant(rng: np.random.Generator) -> None:
+    """It is found and carries noise; a mixture of other values would come nearer by chance, which is not what was meant."""
+    v, wanted = rng.standard_normal((6, 4)), np.array([1.0, 1, 1, 1])
+    by_chance = diagnose(KEYS[[2]], KEYS, v, wanted)
+    assert by_chance.verdict == "both"
+    found = diagnose(KEYS[[2]], KEYS, v, wanted, wanted_key=2)
+    assert found.verdict == "value"
+    np.testing.assert_allclose(found.value_error, np.linalg.norm(v[2] - wanted) / 2)
+    v[4] = wanted
+    missed = diagnose(KEYS[[2]], KEYS, v, wanted, wanted_key=4)
+    assert (missed.verdict, missed.key, missed.value_error) == ("query-key", 4, 0)
+    assert missed.key_rank == 1  # one key is before it, and four are beside it
+    assert_refused(lambda: diagnose(KEYS[[2]], KEYS, v, wanted, wanted_key=4, mask=np.arange(6) < 4), ValueError, "wanted_key", "4")
+
+
 def test_both_at_fault(rng: np.random.Generator) -> None:
     v = values(rng)
     v[3] = [1, 0, 0, 0]

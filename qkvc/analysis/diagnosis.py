@@ -39,7 +39,7 @@ class Diagnosis(NamedTuple):
         told = {
             "right": "right: the output is what was wanted",
             "query-key": f"Q and K do not match: the values can bring it, through {place}",
-            "value": f"V is at fault: whatever the weights, {values}",
+            "value": f"V is at fault: {values} through {place}",
             "both": f"both: {values}, and the weights miss their best by {self.weight_error:.3f}, {place}",
         }
         return f"{told[self.verdict]} (error {self.error:.3f})"
@@ -79,6 +79,7 @@ def diagnose(
     target: ArrayLike,
     *,
     query_index: int = 0,
+    wanted_key: int | None = None,
     direction: bool = False,
     tolerance: float = 0.1,
     **options: Any,
@@ -97,10 +98,12 @@ def diagnose(
         The output that was wanted, not all zeros.
     query_index : int, default 0
         Whose output it is.
+    wanted_key : int, optional
+        The key whose value was to bring it, where that is known: then `best` is that value alone, whatever a mixture of others could do.
     direction : bool, default False
         Does only the target's direction count?  Then errors are 1 - cosine, `best` has the best cosine that weights can reach, and
         ``error = value_error + weight_error``.  Otherwise errors are distances over the target's length, and ``error**2 >= value_error**2 +
-        weight_error**2``, the angle at the nearest point of a hull being 90 degrees or more.
+        weight_error**2`` without a `wanted_key`, the angle at the nearest point of a hull being 90 degrees or more.
     tolerance : float, default 0.1
         What counts as an error.
     **options
@@ -134,8 +137,8 @@ def diagnose(
     >>> key, value = 9 * np.eye(3), np.eye(3)
     >>> print(diagnose(key[:1], key, value, [0, 1, 0]))           # asked like key 0, wanted what key 1 has
     Q and K do not match: the values can bring it, through key 1, which has 0.000 of the weight and wants 1.000 (error 1.414)
-    >>> print(diagnose(key[:1], key, value, [-1, 0, 0]))          # no value points there
-    V is at fault: whatever the weights, the values miss it by 1.155 (error 2.000)
+    >>> print(diagnose(key[:1], key, value, [2, 0, 0]))           # beyond what any value is
+    V is at fault: the values miss it by 0.500 through key 0, which has 1.000 of the weight and wants 1.000 (error 0.500)
     """
     for name in ("layout", "heads", "queries"):
         if name in options:
@@ -161,7 +164,12 @@ def diagnose(
         raise ValueError(bad("query_index", "a query that may attend to some key, with finite scores and values", str(i), WHO))
     weights = attention_weights(arrays["query"], arrays["key"], **options)[i].astype(np.float64)
     best_weights = np.zeros(len(values))
-    best_weights[allowed] = _nearest(values[allowed], wanted, direction)
+    if wanted_key is None:
+        best_weights[allowed] = _nearest(values[allowed], wanted, direction)
+    elif as_count("wanted_key", wanted_key, WHO, 0) in allowed:
+        best_weights[wanted_key] = 1
+    else:
+        raise ValueError(bad("wanted_key", "a key that the query may attend to", str(wanted_key), WHO))
     best = best_weights[allowed] @ values[allowed]
     if direction:
         error, value_error = 1 - _cosine(out, wanted), 1 - _cosine(best, wanted)
