@@ -40,7 +40,7 @@ setup(
     # Named one by one: setuptools takes any src/ for the package root.  The benchmarks ship as qkvc.bench, for `qkvc bench`.
     packages=["qkvc", "qkvc.analysis", "qkvc.experiments", "qkvc.integrations", "qkvc.models", "qkvc.nn", "qkvc.bench"],
     package_dir={"qkvc.bench": "bench"},
-    package_data={"qkvc": ["py.typed", "*.pyi", "*.pxd"]},
+    package_data={"qkvc": ["py.typed", "*.pyi", "*.pxd", "page/*"]},
     ext_modules=cythonize(
         [
             extension("_kernels", sorted(glob("src/*.c"))),

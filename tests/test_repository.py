@@ -158,7 +158,7 @@ HELD_BY = {
     **{f"analysis/{part}": "analysis_models" for part in ("ablation", "interventions")},
     **{f"analysis/{part}": "analysis_outputs" for part in ("diagnosis", "subspaces")},
     "analysis/patterns": "analysis_patterns", "analysis/roles": "analysis_patterns",
-    "nn/optimiser": "optimiser", "nn/checkpoint": "optimiser",
+    "nn/optimiser": "optimiser", "nn/checkpoint": "optimiser", "_files": "optimiser",
 }  # fmt: skip
 
 

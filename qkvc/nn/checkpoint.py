@@ -6,11 +6,11 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from qkvc._files import write_whole
 from qkvc.nn.layer import Array
 
 
@@ -50,23 +50,9 @@ def save_checkpoint(path: str | os.PathLike[str], tensors: Mapping[str, Array], 
     """
     from safetensors.numpy import save
 
-    target, text = Path(path), json.dumps(about)
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    text = json.dumps(about)
     metadata = {"about": text, "crc32": _checksum(tensors, text)}
-    try:
-        with open(beside, "wb") as file:
-            file.write(save({name: np.ascontiguousarray(x) for name, x in tensors.items()}, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, target)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    directory = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # or the new name might be lost with the power
-    finally:
-        os.close(directory)
+    write_whole(path, [save({name: np.ascontiguousarray(x) for name, x in tensors.items()}, metadata)])
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]]:
