@@ -157,7 +157,9 @@ HELD_BY = {
     **{f"analysis/{part}": "analysis_layers" for part in ("circuits", "importance", "pruning", "values")},
     **{f"analysis/{part}": "analysis_models" for part in ("ablation", "interventions")},
     **{f"analysis/{part}": "analysis_outputs" for part in ("diagnosis", "subspaces")},
-    "analysis/patterns": "analysis_patterns", "analysis/roles": "analysis_patterns",
+    **{f"analysis/{part}": "analysis_patterns" for part in ("patterns", "roles")},
+    **{f"analysis/{part}": "analysis_similarity" for part in ("clusters", "similarity")},
+    **{f"analysis/{part}": "analysis_flow" for part in ("flow", "rank", "scaling")},
     "nn/optimiser": "optimiser", "nn/checkpoint": "optimiser", "_files": "optimiser",
 }  # fmt: skip
 

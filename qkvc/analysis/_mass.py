@@ -162,6 +162,11 @@ def fits(shape: tuple[int, ...], into: tuple[int, ...]) -> bool:
         return False
 
 
+def entropy_of(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """-sum p ln p along the last axis, 0 for p = 0."""
+    return np.asarray(0.0 - (p * np.log(p, where=p > 0, out=np.zeros_like(p))).sum(-1))
+
+
 def mean_over(x: NDArray[Any], counted: NDArray[np.bool_]) -> NDArray[np.float64]:
     """The mean along the last axis of what is counted, NaN where nothing is."""
     kept = np.where(counted, x, 0).astype(np.float64, order="C")  # rows of memory, so that NumPy adds them up alike in every layout
@@ -169,16 +174,24 @@ def mean_over(x: NDArray[Any], counted: NDArray[np.bool_]) -> NDArray[np.float64
         return np.asarray(kept.sum(-1) / counted.sum(-1))
 
 
-def as_weights(x: ArrayLike, who: str, wanted: str = "shape (..., H, L_q, L_k)", axes: int = 2) -> NDArray[np.float64]:
-    """Weights in float64: real, finite, not negative, rows that sum to at most 1."""
-    array = as_array("weights", x, who)
+def as_numbers(name: str, x: Any, who: str, wanted: str, axes: int) -> NDArray[np.float64]:
+    """Finite numbers in float64, with so many axes at least."""
+    array = as_array(name, x, who)
     if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
-        raise TypeError(bad("weights", "real numbers", str(array.dtype), who))
+        raise TypeError(bad(name, "real numbers", str(array.dtype), who))
     if array.ndim < axes:
-        raise ValueError(bad("weights", wanted, f"shape {array.shape}", who))
-    weights = array.astype(np.float64, copy=False)
-    if not np.isfinite(weights).all() or (weights < 0).any():
-        raise ValueError(bad("weights", "finite numbers of 0 or more", "others among them", who))
+        raise ValueError(bad(name, wanted, f"shape {array.shape}", who))
+    numbers = array.astype(np.float64, copy=False)
+    if not np.isfinite(numbers).all():
+        raise ValueError(bad(name, "finite numbers", "others among them", who))
+    return numbers
+
+
+def as_weights(x: Any, who: str, wanted: str = "shape (..., H, L_q, L_k)", axes: int = 2) -> NDArray[np.float64]:
+    """As `as_numbers`, not negative, in rows that sum to at most 1."""
+    weights = as_numbers("weights", x, who, wanted, axes)
+    if (weights < 0).any():
+        raise ValueError(bad("weights", "numbers of 0 or more", f"{weights.min():.6g}", who))
     # 1e-2 lets rows of bfloat16 pass, which are rounded weight by weight.
     if weights.size and (most := float(weights.sum(-1).max())) > 1.01:
         raise ValueError(bad("weights", "rows that sum to 1 at most", f"one that sums to {most:.6g}", who))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from qkvc.analysis._mass import Heads, Reach, as_weights, mean_over
+from qkvc.analysis._mass import Heads, Reach, as_weights, entropy_of, mean_over
 from qkvc.inside import attention_stats
 
 if TYPE_CHECKING:
@@ -66,9 +66,8 @@ class HeadStatistics(NamedTuple):
         at = heads.positions()[..., np.newaxis]
         away = np.abs(at - np.arange(p.shape[-1]))
         away = away[..., np.newaxis, :, :] if away.ndim > 2 else away
-        entropy = -(p * np.log(p, where=p > 0, out=np.zeros_like(p))).sum(-1)
         first = p[..., 0] if p.shape[-1] else np.zeros(p.shape[:-1])
-        return _collect(entropy, p.max(-1, initial=0), (p * away).sum(-1), first, p.sum(-2), heads.choices())
+        return _collect(entropy_of(p), p.max(-1, initial=0), (p * away).sum(-1), first, p.sum(-2), heads.choices())
 
 
 def head_statistics(query: ArrayLike, key: ArrayLike, **options: Unpack[Options]) -> HeadStatistics:
@@ -148,7 +147,7 @@ def _collect(
     some = ~np.isneginf(choices)
     possible = np.where(some, choices, 0).sum(-1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        share = np.where(possible > 0, np.where(some, entropy, 0).sum(-1, dtype=np.float64) / possible, np.nan)
+        share = np.where(possible > 0, entropy.sum(-1, dtype=np.float64) / possible, np.nan)
     mean = [mean_over(x, some) for x in (entropy, largest, distance, first)]
     counts = np.rint(np.exp(choices)).astype(np.int64)
     each = QueryStatistics(entropy, largest, distance, first, counts)
