@@ -78,6 +78,14 @@ def progress(total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
         yield lambda done, text: bar.update(task, completed=done, text=text)
 
 
+def scaled(number: float, unit: str) -> str:
+    """Three digits and a prefix."""
+    for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"), (1e-6, "µ")):
+        if number >= size:
+            return f"{number / size:.3g} {prefix}{unit}"
+    return f"{number * 1e9:.3g} n{unit}" if number else f"0 {unit}"
+
+
 ALIGNMENTS = ("top-left", "bottom-right")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import qkvc
 from qkvc._console import add_sizes, complain, parse_integers, parse_sizes, table
+from qkvc.commands import params
 from qkvc.nn import DamagedCheckpoint
 from qkvc.train import Settings, train
 
@@ -186,6 +187,8 @@ def _parser() -> argparse.ArgumentParser:
     tried.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(EXPERIMENTS)} (default: all, in a minute)")
     tried.add_argument("--seed", type=int, default=0, help="of the first model (default: %(default)s)")
     tried.set_defaults(command=_experiment, misuse=tried.error)
+
+    params.add(commands)
 
     # Only for the list of commands: main() hands it everything that follows, --help included.
     commands.add_parser("bench", help="speed and error against whatever else is installed", add_help=False)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from qkvc._coerce import bad
+from qkvc._console import scaled
 from qkvc._describe import describe
 from qkvc._kernels import active_kernels, fma_peak, read_rate
 from qkvc.functional import attention
@@ -130,11 +131,11 @@ class Explanation:
             ("threads", f"{self.threads}: {self.threads_why}"),
             ("scratch per thread", f"{_bytes(self.scratch)}{parts}"),
             ("pairs that attend", f"{self.pairs:,}"),
-            ("arithmetic", f"{_scaled(self.flops_computed, 'FLOP')}{useful}"),
+            ("arithmetic", f"{scaled(self.flops_computed, 'FLOP')}{useful}"),
             ("read, written", f"{_bytes(self.bytes_read)}, {_bytes(self.bytes_written)}; {_bytes(self.bytes_reread)} again from cache"),
             ("machine", f"{self.peak:.3g} GFLOP/s, {self.bandwidth:.3g} GB/s"),
-            ("predicted time", f"{_scaled(self.seconds, 's')}, bound by {self.bound}"),
-            ("of which", ", ".join(f"{part} {_scaled(getattr(self, part), 's')}" for part in ("arithmetic", "memory", "overhead"))),
+            ("predicted time", f"{scaled(self.seconds, 's')}, bound by {self.bound}"),
+            ("of which", ", ".join(f"{part} {scaled(getattr(self, part), 's')}" for part in ("arithmetic", "memory", "overhead"))),
         ]
 
     def _tiles(self) -> str:
@@ -149,20 +150,12 @@ class Explanation:
 
     def __repr__(self) -> str:
         tiles = "heads of few queries" if self.few == self.tiles > 0 else "tiles"
-        what = f"{self.kernels} {self.dtype}, {self.tiles} {tiles}, threads={self.threads}, {_scaled(self.flops_computed, 'FLOP')}"
-        return f"<Explanation: {what}, {_scaled(self.seconds, 's')}, bound by {self.bound}>"
-
-
-def _scaled(number: float, unit: str) -> str:
-    """Three digits and a prefix."""
-    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"), (1e-6, "µ")):
-        if number >= size:
-            return f"{number / size:.3g} {prefix}{unit}"
-    return f"{number * 1e9:.3g} n{unit}" if number else f"0 {unit}"
+        what = f"{self.kernels} {self.dtype}, {self.tiles} {tiles}, threads={self.threads}, {scaled(self.flops_computed, 'FLOP')}"
+        return f"<Explanation: {what}, {scaled(self.seconds, 's')}, bound by {self.bound}>"
 
 
 def _bytes(number: int) -> str:
-    return _scaled(number, "B")
+    return scaled(number, "B")
 
 
 @lru_cache

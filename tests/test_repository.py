@@ -148,7 +148,7 @@ HELD_BY = {
     "integrations/threadpools": "concurrency", "integrations/onnx": "integrations_onnx",
     "_learning": "nn", "_passes": "nn", "_rows": "nn", "models/language": "nn",
     "models/bert": "models", "models/tensors": "models", "models/watch": "watch", "models/gpt2": "loading", "models/loading": "loading",
-    "models/decoder": "generation",
+    "models/decoder": "generation", "models/sizes": "sizes", "commands/__init__": "cli", "commands/params": "sizes",
     **{f"nn/{part}": "nn" for part in ("__init__", "attention", "block", "embedding", "feed_forward")},
     **{f"nn/{part}": "nn" for part in ("layer", "linear", "loss", "memory", "norm")},
     **{f"experiments/{part}": "experiments" for part in ("__init__", "copying", "freezing", "meaning")},
