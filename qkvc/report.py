@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from qkvc._coerce import as_finite, as_operand, bad, shape_text
 from qkvc._files import write_whole
+from qkvc.analysis.heads import HeadStatistics
 from qkvc.inside import AttentionStats
 
 __all__ = ["keeps_matrix", "report"]
@@ -28,7 +29,8 @@ Layer = tuple[NDArray[Any] | None, NDArray[Any]]  # weights (H, L, L), or of som
 BUDGET = 40_000_000  # bytes of weights: 12 x 12 x 512^2 are 37.7 million, and 50.3 in base64 where nothing compresses
 MOST_LINKS = 16  # of a query, where the matrix is too large: what one can still follow
 LONGEST = 1 << 16  # tokens: a link names its key in 16 bits
-ROUNDED = 1e-3  # by which a row of 16-bit numbers may exceed 1
+ROUNDED = 0.01  # by which a row may exceed 1: bfloat16 has 8 bits
+STATISTICS = ("entropy", "normalised_entropy", "confidence", "distance", "first_mass")  # of HeadStatistics, a number for each head
 TITLES = {"en": "Attention", "zh": "注意力"}
 SCRIPTS = ("words.js", "weights.js", "overview.js", "head.js", "page.js")
 
@@ -76,11 +78,12 @@ def report(
     title : str, optional
         "Attention" by default, in the language of the page.
     statistics : mapping of str to array_like, shape (layers, H), optional
-        A number for each head by the name of what it is; NaN for none.
+        A number for each head by the name of what it is; NaN for none.  By default, of layers that came as weights, what
+        `qkvc.analysis.HeadStatistics.from_weights` has: entropy, confidence, distance, the first token's share.
     roles : sequence of sequence, shape (layers, H), optional
-        Of each head None, a name, or a pair (name, score).
+        Of each head None, a name, or a pair (name, score), as from `qkvc.analysis.head_roles`.
     ablation : mapping of str to array_like, shape (layers, H), optional
-        What changes when a head is ablated, as `statistics`.
+        What changes when a head is ablated, such as the change of `qkvc.analysis.ablate`; as `statistics`.
     language : {"en", "zh"}, default "en"
         The page begins with; it has a switch.
 
@@ -116,6 +119,8 @@ def report(
     given = _layers(weights, len(labels))
     count, heads = len(given), len(given[0][1])
     causal = not any(_looks_ahead(layer) for layer in given)
+    if statistics is None:
+        statistics = _told(given, causal)
     links = 0
     if any(keys is not None for keys, _ in given) or not keeps_matrix(count, heads, len(labels), causal=causal):
         links = _links_of_each(given, heads, len(labels))
@@ -201,6 +206,13 @@ def _check(weights: NDArray[Any], layer: int) -> None:
         if (most := float(sums[query := int(sums.argmax())])) > 1 + ROUNDED:
             where = f"{most:.4g} in layer {layer}, head {head}, query {query}"
             raise ValueError(bad("weights", "rows that sum to 1 at most", where, "report"))
+
+
+def _told(layers: Sequence[Layer], causal: bool) -> dict[str, NDArray[np.float64]]:
+    if any(keys is not None for keys, _ in layers):
+        return {}
+    found = [HeadStatistics.from_weights(weights, causal=causal) for _, weights in layers]
+    return {name: np.stack([getattr(of, name) for of in found]) for name in STATISTICS}
 
 
 def _looks_ahead(layer: Layer) -> bool:

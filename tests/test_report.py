@@ -201,6 +201,17 @@ def test_statistics_roles_and_ablation(tmp_path: Path, rng: np.random.Generator)
     assert "<title>注意力</title>" in path.read_text("utf-8")
 
 
+def test_weights_tell_their_statistics(tmp_path: Path) -> None:
+    weights = np.array([[[[1, 0, 0], [0.5, 0.5, 0], [0, 0, 1]], np.tri(3) / [[1], [2], [3]]]])
+    about, _, _ = opened(report(tmp_path / "r.html", list("abc"), weights))
+    told = {of["name"]: of["values"][0] for of in about["statistics"]}
+    assert told["entropy"] == pytest.approx([np.log(2) / 3, (np.log(2) + np.log(3)) / 3], rel=1e-5)
+    assert told["normalised_entropy"] == pytest.approx([np.log(2) / (np.log(2) + np.log(3)), 1], rel=1e-5)
+    assert told["confidence"] == pytest.approx([2.5 / 3, (1 + 1 / 2 + 1 / 3) / 3], rel=1e-5)
+    assert told["distance"] == pytest.approx([0.5 / 3, 0.5], rel=1e-5)
+    assert told["first_mass"] == pytest.approx([0.5, (1 + 1 / 2 + 1 / 3) / 3], rel=1e-5)
+
+
 def test_both_languages_say_the_same_things() -> None:
     words = (Path(module.__file__).parent / "page" / "words.js").read_text("utf-8")
     english, chinese = (

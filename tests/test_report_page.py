@@ -19,7 +19,7 @@ from .test_report import HOSTILE, softmaxed
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page with")
 
 TOKENS = ["[CLS]", "the", "animal", "was", "tired", "[SEP]"]
-QUERY, KEY = 4, 2  # who looks at whom in head 2 of layer 2
+QUERY, KEY = 4, 2  # who looks at whom in head 1 of layer 1
 LONG = 10_000
 NONE = "\N{EN DASH}"
 
@@ -52,12 +52,12 @@ def small(tmp_path_factory: pytest.TempPathFactory, weights: NDArray[np.float32]
 
 @pytest.fixture
 def page(browser: Browser, small: Path) -> Iterator[Browser]:
-    """The small report at head 2 of layer 2; whatever a test does with it, it must not ask or complain."""
+    """The small report at head 1 of layer 1; whatever a test does with it, it must not ask or complain."""
     browser.surroundings()
-    browser.open(small, "#layer-2-head-2")
+    browser.open(small, "#layer-1-head-1")
     yield browser
     browser.settle()
-    assert browser.requests == [f"{small.resolve().as_uri()}#layer-2-head-2".split("#")[0]]
+    assert browser.requests == [f"{small.resolve().as_uri()}#layer-1-head-1".split("#")[0]]
     assert browser.complaints == []
 
 
@@ -76,7 +76,7 @@ def drawn(page: Browser) -> dict[tuple[int, int], dict[str, float]]:
 def test_it_shows_every_head_and_the_chosen_one(page: Browser) -> None:
     assert texts(page, "h1") == ["A <b>title</b>"]
     assert page.ask("document.querySelectorAll('.cell').length") == 6
-    assert texts(page, "#head-heading") == ["Layer 2, head 2"]
+    assert texts(page, "#head-heading") == ["Layer 1, head 1"]
     assert texts(page, "#rows .query bdi") == texts(page, "#rows .key bdi") == TOKENS
     assert texts(page, "#facts li") == ["rolefirst 0.7", f"entropy{NONE}", "change0.5"]
     page.until("[...document.querySelectorAll('.cell canvas')].every(c => c.width > 1)")
@@ -135,8 +135,8 @@ def test_keys_walk_through_tokens_and_heads(page: Browser) -> None:
     page.ask("document.querySelectorAll('.cell')[4].focus()")
     page.press("ArrowUp")
     page.press("Enter")
-    page.until("document.querySelector('#head-heading').textContent === 'Layer 1, head 2'")
-    assert page.ask("location.hash") == "#layer-1-head-2"
+    page.until("document.querySelector('#head-heading').textContent === 'Layer 0, head 1'")
+    assert page.ask("location.hash") == "#layer-0-head-1"
 
 
 def test_the_heat_map_tells_the_weight_under_the_mouse(page: Browser) -> None:
@@ -145,7 +145,7 @@ def test_the_heat_map_tells_the_weight_under_the_mouse(page: Browser) -> None:
     cell = (side - edge) / len(TOKENS)
     page.mouse(x + edge + (KEY + 0.5) * cell, y + edge + (QUERY + 0.5) * cell)
     (reading,) = texts(page, "#reading")
-    assert reading.replace("\u2068", "").replace("\u2069", "") == "“tired” (5) → “animal” (3): 0.8000"
+    assert reading.replace("\u2068", "").replace("\u2069", "") == "“tired” (4) → “animal” (2): 0.8000"
 
 
 def test_marks_order_and_tables(page: Browser) -> None:
@@ -155,14 +155,14 @@ def test_marks_order_and_tables(page: Browser) -> None:
     page.ask(f"({choose})(document.querySelector('#mark'), '0')")
     page.ask(f"({choose})(document.querySelector('#order'), 'mark')")
     assert texts(page, ".cell span") == ["2", "1.5", "1", "0.5", "0.1", NONE]
-    assert texts(page, ".cell em")[:2] == ["L2 H1", "L1 H2"]
+    assert texts(page, ".cell em")[:2] == ["L1 H0", "L0 H1"]
     assert texts(page, "#legend span") == ["02"]
     page.point("#ablation th:last-child button", click=True)
     assert texts(page, "#ablation td:last-child") == ["0.6", "0.5", "0.4", "0.3", "0.2", "0.1"]
     page.point("#ablation th:last-child button", click=True)
     assert texts(page, "#ablation td:last-child")[0] == "0.1"
     page.point("#ablation tbody tr:first-child button", click=True)
-    page.until("document.querySelector('#head-heading').textContent === 'Layer 1, head 1'")
+    page.until("document.querySelector('#head-heading').textContent === 'Layer 0, head 0'")
 
 
 @pytest.mark.parametrize("dark", [False, True])

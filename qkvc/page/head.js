@@ -11,7 +11,7 @@ async function showHead() {
   const pooled = pool(weights, head, bins);
   largest = pooled.reduce((a, b) => Math.max(a, b), 0);
   picture = paint(pooled, bins);
-  const title = say("place", layer + 1, head + 1);
+  const title = say("place", layer, head);
   $("head-heading").textContent = title;
   $("map").setAttribute("aria-label", say("map", title, length));
   const role = roleOf(layer, head);
@@ -126,7 +126,7 @@ function showMap() {
   context.textBaseline = "middle";
   const step = named ? 1 : 10 ** Math.ceil(Math.log10(length / 12));
   for (let index = 0; index < length; index += step) {
-    const text = named ? short(index) : String(index + 1);
+    const text = named ? short(index) : String(index);
     const middle = edge + ((index + 0.5) * size) / length;
     context.textAlign = "right";
     context.fillText(text, edge - 6, middle, edge - 8);
@@ -166,7 +166,7 @@ function showReading(found) {
     reading.textContent = `${say(side === "query" ? "looksAt" : "seenBy", isolated(at))}${found.length ? "" : `: ${say("nowhere")}`}`;
   }
   const heaviest = found.slice(0, 10).map(({ other, weight }) =>
-    make("li", {}, make("small", { textContent: other + 1 }), make("bdi", { textContent: label(other) }), percent(weight)));
+    make("li", {}, make("small", { textContent: other }), make("bdi", { textContent: label(other) }), percent(weight)));
   $("strongest").replaceChildren(...heaviest);
 }
 

@@ -105,13 +105,13 @@ function showMarks() {
   const order = places.map((place) => ({ ...place, ...markOf(place.layer, place.head) }));
   for (const { layer, head, text, fill } of order) {
     const [, place, mark] = cellOf(layer, head).children;
-    place.textContent = say("short", layer + 1, head + 1);
+    place.textContent = say("short", layer, head);
     place.hidden = !sorted;
     mark.textContent = mark.title = text;
     mark.hidden = !state.mark;
     mark.style.background = fill ? css(fill) : "";
     mark.style.color = fill ? inkOn(fill) : "";
-    cellOf(layer, head).setAttribute("aria-label", `${say("place", layer + 1, head + 1)} ${text}`);
+    cellOf(layer, head).setAttribute("aria-label", `${say("place", layer, head)} ${text}`);
   }
   $("legend").replaceChildren(...legend());
   const grid = $("heads");
@@ -124,10 +124,10 @@ function showMarks() {
   } else {
     grid.style.gridTemplateColumns = `auto repeat(${heads}, minmax(${heads > 16 ? 40 : 52}px, 96px))`;
     const rows = Array.from({ length: layers }, (_, layer) => [
-      make("b", { textContent: say("layer", layer + 1) }),
+      make("b", { textContent: say("layer", layer) }),
       ...cells.slice(layer * heads, (layer + 1) * heads),
     ]);
-    const top = Array.from({ length: heads }, (_, head) => make("b", { textContent: heads > 16 ? head + 1 : say("head", head + 1) }));
+    const top = Array.from({ length: heads }, (_, head) => make("b", { textContent: heads > 16 ? head : say("head", head) }));
     grid.replaceChildren(make("b"), ...top, ...rows.flat());
   }
 }
@@ -136,7 +136,7 @@ function choose(layer, head, scroll = false) {
   cellOf(state.layer, state.head).setAttribute("aria-pressed", "false");
   Object.assign(state, { layer, head });
   cellOf(layer, head).setAttribute("aria-pressed", "true");
-  history.replaceState(null, "", `#layer-${layer + 1}-head-${head + 1}`);
+  history.replaceState(null, "", `#layer-${layer}-head-${head}`);
   if (scroll) $("head-heading").scrollIntoView({ block: "start" });
   return showHead();
 }

@@ -15,7 +15,7 @@ function table(section, given, roles) {
     );
   }
   const rows = places.map((place) => {
-    const look = make("button", { type: "button", textContent: say("place", place.layer + 1, place.head + 1) });
+    const look = make("button", { type: "button", textContent: say("place", place.layer, place.head) });
     look.addEventListener("click", () => choose(place.layer, place.head, true));
     const cells = columns.map(({ word, show }) => make("td", { className: word ? "word" : "", textContent: show(place) }));
     const row = make("tr", {}, make("td", {}, look), ...cells);
@@ -164,7 +164,7 @@ new ResizeObserver(show).observe($("lines").parentElement.parentElement);
 // --- the beginning -----------------------------------------------------------------------------------------------------------------------
 
 const [, layer, head] = location.hash.match(/^#layer-(\d+)-head-(\d+)$/) ?? [];
-if (layer >= 1 && layer <= layers && head >= 1 && head <= heads) Object.assign(state, { layer: layer - 1, head: head - 1 });
+if (layer < layers && head < heads) Object.assign(state, { layer: Number(layer), head: Number(head) });
 document.querySelector("main").hidden = false;
 for (const cell of cells) seen.observe(cell);
 speak().catch((error) => {

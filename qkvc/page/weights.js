@@ -35,7 +35,7 @@ const short = (index, most = 12) => {
   const letters = [...label(index)];
   return letters.length > most ? `${letters.slice(0, most - 1).join("")}…` : letters.join("");
 };
-const isolated = (index) => `“\u2068${short(index, 40)}\u2069” (${index + 1})`; // its direction of writing stays its own
+const isolated = (index) => `“\u2068${short(index, 40)}\u2069” (${index})`; // its direction of writing stays its own
 
 // --- weights: a layer is unpacked when a head of it is first seen ------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ const WORDS = {
     overview: "All heads",
     overviewHelp:
       "Each picture is a head: a row per query, a column per key, the darker the more weight (in the dark: the lighter), up to the " +
-      "head’s largest. Choose one to look into it.",
+      "head’s largest. Layers, heads and tokens are counted from 0. Choose a head to look into it.",
     mark: "Mark by", order: "Order", byPlace: "layer and head", byMark: "the mark, largest first",
     none: "none", role: "role", tableHead: "head", noRole: "no rule holds", score: "score", layer: "layer {0}", head: "head {0}",
     place: "Layer {0}, head {1}", short: "L{0} H{1}",
@@ -29,7 +29,7 @@ const WORDS = {
   zh: {
     other: "English", sizes: "{0} 层 × {1} 头 × {2} 个词元", causal: "因果",
     overview: "全部注意力头",
-    overviewHelp: "每幅小图是一个头：一行一个查询，一列一个键，颜色越深权重越大（深色模式下越亮越大），以该头的最大权重为上限。点选一个头可细看。",
+    overviewHelp: "每幅小图是一个头：一行一个查询，一列一个键，颜色越深权重越大（深色模式下越亮越大），以该头的最大权重为上限。层、头和词元都从 0 数起。点选一个头可细看。",
     mark: "标注", order: "顺序", byPlace: "按层和头", byMark: "按标注，从大到小",
     none: "无", role: "角色", tableHead: "头", noRole: "没有规则成立", score: "得分", layer: "第 {0} 层", head: "第 {0} 头", place: "第 {0} 层，第 {1} 头",
     short: "层{0} 头{1}",
@@ -49,6 +49,7 @@ const WORDS = {
 };
 // What statistics and roles are called, where that is not their own name.
 const CHINESE = {
-  confidence: "置信度", distance: "注意距离", entropy: "熵", first: "首词元", previous: "前一词元", next: "后一词元", diagonal: "自身",
-  duplicate: "重复词元", induction: "归纳", punctuation: "标点", separator: "分隔符", change: "变化", cosine: "余弦",
+  entropy: "熵", normalised_entropy: "归一化熵", confidence: "置信度", distance: "注意距离", first_mass: "首词元权重",
+  induction: "归纳", duplicate: "重复词元", previous: "前一词元", next: "后一词元", self: "自身", separator: "分隔符", punctuation: "标点",
+  first: "首词元", broad: "分散", change: "输出变化", cosine: "输出余弦", sentence_cosine: "句向量余弦",
 };
