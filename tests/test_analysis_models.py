@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qkvc.analysis import ablate, effect, idle_heads, knock_out, override_values, prune_model, remove_heads
+from qkvc.analysis import ablate, duplicate_heads, effect, idle_heads, knock_out, override_values, prune_model, remove_heads
 from qkvc.models import Bert, Edit
 
 from .checkpoints import BERT, bert_tensors
@@ -159,3 +159,26 @@ def test_interventions_refuse(model: Bert) -> None:
     assert_refused(lambda: ablate(model, TEXTS, heads=[3]), TypeError, "heads", "pairs")  # type: ignore[list-item]
     assert_refused(lambda: effect(model, "text", [Edit(0)]), ValueError, "text", "tokenizer")
     assert_refused(lambda: idle_heads(ablate(model, TEXTS, heads=[(0, 0)]), below=0), ValueError, "below", "above 0")
+
+
+def test_a_copied_head_is_a_duplicate(model: Bert, rng: np.random.Generator) -> None:
+    """Head 3 of layer 2 becomes a copy of head 1: without both twice as much is lost as without one, before the norms behind it."""
+    copied = prune_model(model, [])
+    attention = copied.layers[2].attention = model.layers[2].attention.astype("float32")
+    for part in (attention.W_Q, attention.W_K, attention.W_V, attention.W_O):
+        part[3] = part[1]
+    for bias in (attention.q_bias, attention.k_bias, attention.v_bias):
+        bias.reshape(HEADS, -1)[3] = bias.reshape(HEADS, -1)[1]
+    texts = rng.integers(50, size=(3, 30)).tolist()
+    found = [pair for pair in duplicate_heads(copied, texts, weights=0.05, outputs=0.99) if pair.layer == 2]
+    assert [(pair.first, pair.second) for pair in found] == [(1, 3)]
+    (pair,) = found
+    assert (pair.js, pair.cka, pair.cosine) == pytest.approx((0, 1, 1), abs=1e-3)
+    assert pair.change_first == pytest.approx(pair.change_second, rel=1e-3)
+    assert pair.change_both > np.hypot(pair.change_first, pair.change_second) * 1.2
+    for name, heads in (("change_first", [1]), ("change_both", [1, 3])):
+        assert getattr(pair, name) == pytest.approx(effect(copied, texts, [remove_heads(2, heads, HEADS)]).change)
+    everything = duplicate_heads(model, texts[0], weights=1, outputs=0)
+    assert len(everything) == LAYERS * HEADS * (HEADS - 1) / 2
+    assert [pair.js for pair in everything] == sorted(pair.js for pair in everything)
+    assert_refused(lambda: duplicate_heads(model, texts, weights=1.5), ValueError, "duplicate_heads", "weights", "0 to 1")

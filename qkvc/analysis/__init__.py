@@ -7,6 +7,7 @@ from qkvc.analysis.ablation import Ablation, Effect, IdleHead, ablate, effect, i
 from qkvc.analysis.circuits import Circuits, circuits
 from qkvc.analysis.clusters import Clusters, cluster_heads, embed_heads
 from qkvc.analysis.diagnosis import Diagnosis, diagnose
+from qkvc.analysis.duplicates import DuplicatePair, duplicate_heads
 from qkvc.analysis.flow import attention_flow, attention_rollout
 from qkvc.analysis.heads import HeadStatistics, QueryStatistics, head_statistics
 from qkvc.analysis.importance import head_importance, model_importance
@@ -27,6 +28,7 @@ __all__ = [
     "Circuits",
     "Clusters",
     "Diagnosis",
+    "DuplicatePair",
     "Effect",
     "HeadStatistics",
     "IdleHead",
@@ -48,6 +50,7 @@ __all__ = [
     "cluster_heads",
     "cosine_similarity",
     "diagnose",
+    "duplicate_heads",
     "effect",
     "effective_rank",
     "embed_heads",

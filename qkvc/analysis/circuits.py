@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from qkvc._coerce import as_count, bad
+from qkvc.analysis.rank import rank_of_spectrum
 from qkvc.rotary import rope
 
 if TYPE_CHECKING:
@@ -33,16 +34,8 @@ class Circuits(NamedTuple):
 
 def _singular(left: Reals, right: Reals) -> Reals:
     """Singular values of left^T right, (D, E) and (D, F): with left^T = Q1 R1 and right^T = Q2 R2 they are those of R1 R2^T."""
-    r1, r2 = (np.linalg.qr(x.swapaxes(-1, -2)).R for x in (left, right))
+    r1, r2 = (np.asarray(np.linalg.qr(x.swapaxes(-1, -2), mode="r")) for x in (left, right))
     return np.asarray(np.linalg.svd(r1 @ r2.swapaxes(-1, -2), compute_uv=False))
-
-
-def _effective(values: Reals) -> Reals:
-    """exp of the entropy of singular values that are made to sum to 1; 0 where all are 0."""
-    total = values.sum(-1, keepdims=True)
-    p = np.divide(values, total, out=np.zeros_like(values), where=total > 0)
-    entropy = -(p * np.log(p, out=np.zeros_like(p), where=p > 0)).sum(-1)
-    return np.where(total[..., 0] > 0, np.exp(entropy), 0.0)
 
 
 def _positive(left: Reals, right: Reals) -> Reals | None:
@@ -118,7 +111,7 @@ def circuits(attention: MultiHeadAttention, *, offset: int = 0) -> Circuits:
         turned = rope(key.swapaxes(-1, -2), np.full(attention.kdim, -offset), **vars(attention.rope)).swapaxes(-1, -2)
     qk, ov = _singular(query, turned), _singular(out, value)
     positive = _positive(query, turned), _positive(out, value)
-    return Circuits(qk, ov, _effective(qk), _effective(ov), *positive, *biases)
+    return Circuits(qk, ov, rank_of_spectrum(qk), rank_of_spectrum(ov), *positive, *biases)
 
 
 __all__ = ["Circuits", "circuits"]
