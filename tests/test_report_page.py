@@ -78,7 +78,7 @@ def test_it_shows_every_head_and_the_chosen_one(page: Browser) -> None:
     assert page.ask("document.querySelectorAll('.cell').length") == 6
     assert texts(page, "#head-heading") == ["Layer 1, head 1"]
     assert texts(page, "#rows .query bdi") == texts(page, "#rows .key bdi") == TOKENS
-    assert texts(page, "#facts li") == ["rolefirst 0.7", f"entropy{NONE}", "change0.5"]
+    assert texts(page, "#facts li") == ["rolefirst 0.700", f"entropy{NONE}", "change0.500"]
     page.until("[...document.querySelectorAll('.cell canvas')].every(c => c.width > 1)")
     assert texts(page, "#sizes") == ["2 layers \N{MULTIPLICATION SIGN} 3 heads \N{MULTIPLICATION SIGN} 6 tokens"]
 
@@ -154,13 +154,13 @@ def test_marks_order_and_tables(page: Browser) -> None:
     choose = "(s, v) => { s.value = v; s.dispatchEvent(new Event('change')) }"
     page.ask(f"({choose})(document.querySelector('#mark'), '0')")
     page.ask(f"({choose})(document.querySelector('#order'), 'mark')")
-    assert texts(page, ".cell span") == ["2", "1.5", "1", "0.5", "0.1", NONE]
+    assert texts(page, ".cell span") == ["2.000", "1.500", "1.000", "0.500", "0.100", NONE]
     assert texts(page, ".cell em")[:2] == ["L1 H0", "L0 H1"]
-    assert texts(page, "#legend span") == ["02"]
+    assert texts(page, "#legend span") == ["0.0002.000"]
     page.point("#ablation th:last-child button", click=True)
-    assert texts(page, "#ablation td:last-child") == ["0.6", "0.5", "0.4", "0.3", "0.2", "0.1"]
+    assert texts(page, "#ablation td:last-child") == ["0.600", "0.500", "0.400", "0.300", "0.200", "0.100"]
     page.point("#ablation th:last-child button", click=True)
-    assert texts(page, "#ablation td:last-child")[0] == "0.1"
+    assert texts(page, "#ablation td:last-child")[0] == "0.100"
     page.point("#ablation tbody tr:first-child button", click=True)
     page.until("document.querySelector('#head-heading').textContent === 'Layer 0, head 0'")
 

@@ -2,7 +2,7 @@ const RAMPS = { // from 0: even steps of lightness
   light: ["#f8fafc", "#d5e5f3", "#a3c9e4", "#62a3d0", "#2b74b3", "#12447f", "#081f45"],
   dark: ["#14191f", "#173a5c", "#1f6389", "#3a92a5", "#79c0a4", "#c4e39a", "#fbfbc8"],
 };
-const ROLES = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6fc0", "#a8932d"]; // Okabe and Ito's, and two more
+const ROLES = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#8a6fc0", "#a8932d"]; // Okabe and Ito's, and two more
 
 // --- colours -----------------------------------------------------------------------------------------------------------------------------
 
@@ -31,7 +31,8 @@ function paint(cells, bins) {
 
 // --- marks: a role or a number for each head ---------------------------------------------------------------------------------------------
 
-const names = [...new Set((data.roles ?? []).flat().filter(Boolean).map((role) => role.name))].sort();
+const having = (name) => data.roles.flat().filter((role) => (role?.name ?? null) === name).length;
+const names = [...new Set((data.roles ?? []).flat().filter(Boolean).map((role) => role.name))].sort((a, b) => having(b) - having(a));
 const roleColour = (name) => (name ? rgb(ROLES[names.indexOf(name) % ROLES.length]) : null);
 const roleOf = (layer, head) => data.roles?.[layer][head] ?? null;
 const range = ({ values }) => {
@@ -57,8 +58,7 @@ function legend() {
     return [...names, null].map((name) => {
       const swatch = make("i");
       swatch.style.background = name ? css(roleColour(name)) : "var(--rule)";
-      const count = data.roles.flat().filter((role) => (role?.name ?? null) === name).length;
-      return make("span", {}, swatch, `${name ? called(name) : say("noRole")} (${count})`);
+      return make("span", {}, swatch, `${name ? called(name) : say("noRole")} (${having(name)})`);
     });
   }
   const [low, high] = range(numbers[state.mark]);

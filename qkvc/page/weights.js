@@ -14,7 +14,11 @@ Object.assign(state, { side: "query", at: -1, across: -1, held: false }); // the
 
 const say = (key, ...values) => WORDS[state.language][key].replace(/\{(\d)\}/g, (_, n) => values[n]);
 const called = (name) => (state.language === "zh" && CHINESE[name]) || name.replaceAll("_", " ");
-const format = (x) => (x === null ? "–" : x.toLocaleString("en", { maximumSignificantDigits: 3 }));
+function format(x) {
+  if (x === null) return "–";
+  const size = Math.abs(x);
+  return size > 0 && size < 0.0005 ? x.toExponential(1) : x.toFixed(size < 10 ? 3 : size < 1000 ? 1 : 0);
+}
 const whole = (n) => n.toLocaleString("en");
 const percent = (x) => `${(100 * x).toFixed(x < 0.0995 ? 2 : 1)} %`;
 const make = (tag, properties = {}, ...children) => {
