@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 
 from qkvc._coerce import as_array, as_bias, as_mask, as_operands, as_per_head, as_window, bad, check_layout
+from qkvc._kernels import undisturbed
 from qkvc.functional import attention_with_lse
 
 if TYPE_CHECKING:
@@ -53,9 +54,9 @@ class Heads:
     def __init__(self, query: ArrayLike, key: ArrayLike, options: Any, who: str, known: type = Options) -> None:
         if unknown := sorted(set(options) - set(known.__annotations__)):
             raise TypeError(bad("options", "some of " + ", ".join(known.__annotations__), unknown[0], who))
-        self.query, self.key, _, dtype = as_operands(query, key, None)
-        # Not bfloat16, even where both are: its kernels round the weights to 8 bits, and what looks inside has 24.
-        self.dtype = np.dtype(np.float64 if dtype == np.float64 else np.float32)
+        # In float64, whatever they are: a head that looks at one key has an entropy of 0.001, of which float32 leaves three digits, and
+        # exp(lse - lse) is off by |lse| units of its last place.
+        self.query, self.key = (np.asarray(undisturbed(x.astype, np.float64)) for x in as_operands(query, key, None)[:2])
         self.options = {name: option for name, option in options.items() if option is not None}
         check_layout(self.options.get("layout", "bhld"), who)
         if min(self.query.ndim, self.key.ndim) < 2:
@@ -83,10 +84,10 @@ class Heads:
     def uniform(self) -> Heads:
         """The same masks, and scores that are all alike: D = 0, so they cost nothing, and lse is the logarithm of the number of keys."""
         blank = object.__new__(Heads)
-        blank.query, blank.key, blank.dtype = self.query[..., :0], self.key[..., :0], np.dtype(np.float64)
+        blank.query, blank.key = self.query[..., :0], self.key[..., :0]
         kept = {name: option for name, option in self.options.items() if name not in ("sinks", "softcap", "scale")}
         if "bias" in kept:
-            kept["bias"] = np.where(np.isneginf(as_bias(kept["bias"], self.dtype)), -np.inf, 0.0)
+            kept["bias"] = np.where(np.isneginf(as_bias(kept["bias"], self.query.dtype)), -np.inf, 0.0)
         if "alibi_slopes" in kept:
             kept["alibi_slopes"] = 0.0  # not dropped: that q_offset has a use hangs on it
         blank.options = kept
@@ -104,7 +105,7 @@ class Heads:
 
     def on_sets(self, sets: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[Any]]:
         """The mass of sets of keys (..., n, L_k), the same for every query: (n, ..., H, L_q), and lse (..., H, L_q)."""
-        value = sets.swapaxes(-1, -2).astype(self.dtype)
+        value = sets.swapaxes(-1, -2).astype(np.float64)
         if self.key.ndim > 2 or sets.ndim > 2:
             axis = -2 if self.turned else -3
             heads = self.key.shape[axis] if self.key.ndim > 2 else 1
@@ -141,9 +142,9 @@ class Heads:
         """exp(lse of the keys that these options leave - lse), 0 where none is left."""
         heads = self.key.shape[:-1]
         kept = self._filled({name: option for name, option in options.items() if name != "sinks"})
-        part = attention_with_lse(self.query, self.key, np.zeros((*heads, 0), self.dtype), **kept).lse
+        part = attention_with_lse(self.query, self.key, np.zeros((*heads, 0)), **kept).lse
         some = ~np.isneginf(part)
-        share = np.exp(np.where(some, part, 0) - np.where(some, lse, 0), dtype=lse.dtype)
+        share = np.exp(np.where(some, part, 0) - np.where(some, lse, 0))
         return np.where(some, np.minimum(share, 1), 0)
 
     @staticmethod

@@ -13,7 +13,7 @@ from qkvc.analysis._mass import as_weights
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-MOST_WORK = 2e9  # edges of the graph times pairs of tokens: a few minutes
+MOST_WORK = 2e9  # edges of the graph times pairs of tokens, some 30 ns each: a minute
 WHOLE = 1 << 30  # SciPy's flows are integers of 32 bits; no token passes on more than 1, which this stands for
 
 

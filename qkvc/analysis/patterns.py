@@ -90,8 +90,10 @@ def pattern_scores(
     Notes
     -----
     No weights are written down.  "first", "separator" and "punctuation" are attention with 0 and 1 for values, one sweep for all of
-    them.  For any other pattern exp(lse of attention under it as a mask - lse) is the mass on it, to about |lse| units of the last place;
-    the first three take O(L) time, the others a sweep and L_q L_k bytes, which all heads share.
+    them.  For any other pattern exp(lse of attention under it as a mask - lse) is the mass on it, to about |lse| units of the last place of
+    float64; the first three take O(L) time, the others a sweep and L_q L_k bytes, which all heads share.  So the four patterns without
+    tokens take 1.6 to 4.3 times the time of `attention` in float32, and the six that any tokens allow 6 to 9 times (as measured for
+    `head_statistics`).
 
     References
     ----------

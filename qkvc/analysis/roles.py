@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,12 +18,16 @@ if TYPE_CHECKING:
 
 
 class Rule(NamedTuple):
-    """A head has this role if the score of that name is at least `least`, and `factor` times what uniform attention would give."""
+    """A head has this role if its score of that name is at least `least`, and `factor` times what uniform attention would give.
+
+    And if the score is the mean over so many `queries`, or more: one word that comes twice shows nothing of a head.
+    """
 
     role: str
     score: str
     least: float
     factor: float
+    queries: int = 1
 
 
 class Role(NamedTuple):
@@ -34,8 +38,8 @@ class Role(NamedTuple):
 
 
 RULES = (
-    Rule("induction", "induction", 0.4, 3.0),
-    Rule("duplicate", "duplicate", 0.4, 3.0),
+    Rule("induction", "induction", 0.4, 3.0, 3),
+    Rule("duplicate", "duplicate", 0.4, 3.0, 3),
     Rule("previous", "previous", 0.4, 2.0),
     Rule("next", "next", 0.4, 2.0),
     Rule("self", "diagonal", 0.4, 2.0),
@@ -57,7 +61,7 @@ def head_roles(
         From `pattern_scores`.
     statistics : HeadStatistics, optional
         From `head_statistics`: its normalised entropy is the score "broad".
-    rules : sequence of Rule(role, score, least, factor), default `RULES`
+    rules : sequence of Rule(role, score, least, factor, queries), default `RULES`
         The table.  A rule of a score that is not given holds for no head, and so does one whose score is NaN, because no query had the
         pattern.
 
@@ -78,28 +82,33 @@ def head_roles(
     that put more than half of it on the token before or behind; spread over the several keys of other patterns it is less.  The factor
     keeps short texts from giving every head a role: uniform causal attention over 4 tokens puts 0.52 of its weight on the first.
 
-    | role        | score          | at least | times uniform |
-    |-------------|----------------|----------|---------------|
-    | induction   | induction      | 0.4      | 3             |
-    | duplicate   | duplicate      | 0.4      | 3             |
-    | previous    | previous       | 0.4      | 2             |
-    | next        | next           | 0.4      | 2             |
-    | self        | diagonal       | 0.4      | 2             |
-    | separator   | separator      | 0.4      | 2             |
-    | punctuation | punctuation    | 0.4      | 2             |
-    | first       | first          | 0.4      | 2             |
-    | broad       | normalised entropy | 0.9  |               |
+    | role        | score              | at least | times uniform | over queries |
+    |-------------|--------------------|----------|---------------|--------------|
+    | induction   | induction          | 0.4      | 3             | 3            |
+    | duplicate   | duplicate          | 0.4      | 3             | 3            |
+    | previous    | previous           | 0.4      | 2             |              |
+    | next        | next               | 0.4      | 2             |              |
+    | self        | diagonal           | 0.4      | 2             |              |
+    | separator   | separator          | 0.4      | 2             |              |
+    | punctuation | punctuation        | 0.4      | 2             |              |
+    | first       | first              | 0.4      | 2             |              |
+    | broad       | normalised entropy | 0.9      |               |              |
+
+    On MiniLM (6 layers of 12 heads, both counted from 0) and four sentences of 16 to 30 tokens, head 2 of layer 0 is always "previous", at
+    1.00, and head 8 of layer 1 "next", at 0.57 to 0.69; the other heads of layer 0 are "broad" or have no role.  Most of the rest look at
+    [CLS], the first token, with 0.4 to 0.9 of their weight: that says where weight is parked, not what a head is for.
     """
-    values = {name: (score.score, score.uniform) for name, score in scores.items()}
+    values: dict[str, tuple[NDArray[Any], ...]] = dict(scores)
     if statistics is not None:
-        values["broad"] = (statistics.normalised_entropy, np.zeros_like(statistics.normalised_entropy))
-    shapes = {np.shape(x) for pair in values.values() for x in pair}
+        broad = statistics.normalised_entropy
+        values["broad"] = (broad, np.zeros_like(broad), (statistics.per_query.choices > 1).sum(-1))
+    shapes = {np.shape(x) for given in values.values() for x in given}
     if len(shapes) != 1:
         raise ValueError(bad("scores", "some, of one shape", f"shapes {sorted(shapes)}" if shapes else "none", "head_roles"))
     roles = np.full(shapes.pop(), None, np.object_)
     for rule in reversed(rules):  # so that an earlier rule has the last word
         if rule.score in values:
-            score, uniform = map(np.asarray, values[rule.score])
-            for head in np.argwhere((score >= rule.least) & (score >= rule.factor * uniform)):
+            score, uniform, queries = map(np.asarray, values[rule.score])
+            for head in np.argwhere((score >= rule.least) & (score >= rule.factor * uniform) & (queries >= rule.queries)):
                 roles[tuple(head)] = Role(rule.role, float(score[tuple(head)]))
     return roles
