@@ -18,6 +18,7 @@ from qkvc.models import GPT2, Bert, LanguageModel, Llama, MiniLM, load, minilm
 
 from . import checkpoints
 from .checkpoints import Tensors, bert_tensors, gpt2_tensors, llama_tensors
+from .support import run_child
 from .test_watch import check_consistent
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="models are read by safetensors")
@@ -104,6 +105,9 @@ def test_bert(prefix: str, tmp_path: Path, rng: np.random.Generator) -> None:
     model = load(write(tmp_path, checkpoints.BERT, stored))
     assert type(model) is Bert
     check_like_torch(model, checkpoints.BERT, tensors, IDS)
+    for old, new in (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")):  # as bert-base-uncased has them
+        stored = {name.replace(old, new): x for name, x in stored.items()}
+    np.testing.assert_array_equal(load(write(tmp_path, checkpoints.BERT, stored)).watch(IDS).output, model.watch(IDS).output)
 
 
 @pytest.mark.parametrize("prefix", ["", "transformer."])
@@ -153,10 +157,33 @@ def test_llama(form: str, dtype: str, tmp_path: Path, rng: np.random.Generator) 
     assert seen.output.dtype == np.float32
 
 
+def test_bfloat16_needs_no_import_of_the_callers(tmp_path: Path, rng: np.random.Generator) -> None:
+    tensors = {name: x.astype(ml_dtypes.bfloat16) for name, x in llama_tensors(rng).items()}
+    write(tmp_path, checkpoints.LLAMA | {"model_type": "llama"}, tensors)
+    code = f"import qkvc.models; print(qkvc.models.load({str(tmp_path)!r}).watch({IDS}).output.sum())"
+    assert float(run_child(code)) == pytest.approx(load(tmp_path).watch(IDS).output.sum(), rel=1e-4)
+
+
+def test_llama_without_a_head(tmp_path: Path, rng: np.random.Generator) -> None:
+    """The names of a model that was saved without one; positions twice as far, divided by two."""
+    tensors = {name.removeprefix("model."): x for name, x in llama_tensors(rng).items() if not name.startswith("lm_head")}
+    config = checkpoints.LLAMA | {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}}
+    model = load(write(tmp_path, config, tensors))
+    assert isinstance(model, Llama)
+    assert model.head is model.words
+    plain = Llama(checkpoints.LLAMA, {f"model.{name}": x for name, x in tensors.items()})
+    x, (layer, unscaled) = plain.watch(IDS).inputs[0], (of.layers[0].attention for of in (model, plain))
+    twice = layer.heads(x, causal=True, positions=2 * np.arange(len(IDS)))
+    np.testing.assert_allclose(twice, unscaled.heads(x, causal=True), rtol=0, atol=1e-5)
+    assert np.abs(layer.heads(x, causal=True) - twice).max() > 1e-3
+
+
 def test_a_model_that_learned_can_be_watched() -> None:
     learned = LanguageModel(50, 24, layers=2, heads=3, rng=0)
-    seen = learned.llama().watch(IDS)
-    np.testing.assert_allclose(learned([IDS])[0], learned.llama().logits(seen.output), rtol=0, atol=2e-5)
+    model = learned.llama()
+    seen = model.watch(IDS)
+    check_consistent(model, seen)
+    np.testing.assert_allclose(model.logits(seen.output), learned([IDS])[0], rtol=0, atol=2e-5)
 
 
 def test_the_real_model_has_torchs_weights() -> None:
@@ -268,7 +295,14 @@ WRONG = [
     ("gpt2", tensor("h.2.attn.c_attn.bias", None), ValueError, ("c_attn.bias", "'h.2.attn.'")),
     ("llama", configured(hidden_act="gelu"), ValueError, ("hidden_act", "'silu'", "'gelu'")),
     ("llama", configured(use_sliding_window=True), ValueError, ("use_sliding_window", "False", "True")),
-    ("llama", configured(rope_scaling={"type": "linear", "factor": 2.0}), ValueError, ("rope_type", "'linear'")),
+    ("llama", configured(rope_scaling={"type": "dynamic", "factor": 2.0}), ValueError, ("rope_type", "'dynamic'")),
+    ("llama", configured(rope_scaling={"type": "linear", "factor": 0}), ValueError, ("scaling", "above 0", "0")),
+    (
+        "llama",
+        configured(rope_parameters={"rope_theta": 1e4, "partial_rotary_factor": 0.25}),
+        ValueError,
+        ("partial_rotary_factor", "0.25"),
+    ),
     ("llama", configured(rope_scaling={"rope_type": "llama3", "factor": 2.0}), ValueError, ("rope_scaling", "low_freq_factor")),
     ("llama", configured(partial_rotary_factor=0.5), ValueError, ("partial_rotary_factor", "0.5")),
     ("llama", configured(num_key_value_heads=4), ValueError, ("model.layers.0.self_attn.", "key heads", "4", "2")),
@@ -287,6 +321,15 @@ def test_what_is_wrong_is_named(
     with pytest.raises(error) as caught:
         load(tmp_path)
     assert all(part in str(caught.value) for part in (str(tmp_path), *parts)), caught.value
+
+
+def test_numbers_that_numpy_does_not_have(tmp_path: Path, rng: np.random.Generator) -> None:
+    """8 bits, in a file written by hand."""
+    write(tmp_path, checkpoints.GPT2, gpt2_tensors(rng))
+    header = json.dumps({"wte.weight": {"dtype": "F8_E4M3", "shape": [53, 24], "data_offsets": [0, 53 * 24]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(53 * 24))
+    with pytest.raises(ValueError, match=r"^\S+model\.safetensors: wte\.weight: expected a dtype that NumPy has"):
+        load(tmp_path)
 
 
 def test_a_shard_that_is_missing(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -87,12 +87,13 @@ def test_values_and_heads_can_be_replaced(model: Bert) -> None:
     other = model.watch(IDS[::-1])
 
     def first_token_of_head_2(value: NDArray[np.float32]) -> NDArray[np.float32]:
-        value[2, 0] = 0  # a copy: nothing else sees it
+        value[2, 0] = 0  # which queries and keys, in the same product's memory, do not see
         return value
 
     seen = model.watch(IDS, [Edit(0, value=first_token_of_head_2), Edit(2, replace=lambda heads: other.heads[2])])
     assert not seen.value[0][2, 0].any()
     np.testing.assert_array_equal(seen.value[0][3], plain.value[0][3])
+    np.testing.assert_array_equal([seen.query[0], seen.key[0]], [plain.query[0], plain.key[0]])
     np.testing.assert_allclose(seen.heads[0], explicit(seen, 0)[1], rtol=0, atol=1e-5)
     np.testing.assert_array_equal(seen.heads[2], other.heads[2])
     np.testing.assert_array_equal(model.watch(IDS).states, plain.states)

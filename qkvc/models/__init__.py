@@ -6,6 +6,7 @@ from .language import LanguageModel
 from .llama import Llama
 from .loading import load
 from .minilm import MiniLM
+from .sizes import Size, size_of
 from .watch import Edit, Watch
 
-__all__ = ["GPT2", "Bert", "Edit", "LanguageModel", "Llama", "MiniLM", "Watch", "load"]
+__all__ = ["GPT2", "Bert", "Edit", "LanguageModel", "Llama", "MiniLM", "Size", "Watch", "load", "size_of"]

@@ -36,7 +36,7 @@ class Layer:
         self.eps, self.precision = eps, precision
         self.attention = tensors.attention(width, heads, "bert")
         self.up, self.down = tensors.pair("intermediate.dense", inner, width), tensors.pair("output.dense", width, inner)
-        self.norm_1, self.norm_2 = tensors.pair("attention.output.LayerNorm", width), tensors.pair("output.LayerNorm", width)
+        self.norm_1, self.norm_2 = (tensors.norm(f"{name}.LayerNorm", width) for name in ("attention.output", "output"))
 
     def __call__(self, x: Array, present: NDArray[np.bool_], lengths: NDArray[np.int64] | None) -> Array:
         """Only tokens that exist are projected, (T, E); attention alone sees them as sentences with padding."""
@@ -104,7 +104,7 @@ class Bert(Model):
         self.words = embeddings.take("word_embeddings.weight", told.count("vocab_size"), width)
         types = embeddings.take("token_type_embeddings.weight", told.count("type_vocab_size", 2), width)
         self.positions = embeddings.take("position_embeddings.weight", self.max_tokens, width) + types[0]
-        self.norm = embeddings.pair("LayerNorm", width)
+        self.norm = embeddings.norm("LayerNorm", width)
         parts = (found.under(f"encoder.layer.{index}.") for index in range(layers))
         self.layers = [Layer(part, width, inner, heads, self.eps, precision) for part in parts]
         self._speak(tokenizer)

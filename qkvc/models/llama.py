@@ -28,14 +28,19 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
 def rope_of(config: Mapping[str, Any]) -> qkvc.RopeConfig:
     """How positions turn heads: of today's `config.json`, where it is one dict, or of earlier ones."""
     told = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta", 10000.0), **(config.get("rope_scaling") or {})}
-    kind, scaling = told.get("rope_type", told.get("type", "default")), None  # "type" in the earliest
-    if kind == "llama3":
+    if (part := told.get("partial_rotary_factor", config.get("partial_rotary_factor"))) not in (None, 1):
+        raise ValueError(bad("config: partial_rotary_factor", "1", repr(part), "Llama"))
+    kind = told.get("rope_type", told.get("type", "default"))  # "type" in the earliest
+    scaling: float | qkvc.Llama3Scaling | None = None
+    if kind == "linear":
+        scaling = told.get("factor", 1.0)
+    elif kind == "llama3":
         names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
         if missing := [name for name in names if name not in told]:
             raise ValueError(bad("config: rope_scaling", f"{', '.join(names)} for llama3", f"no {missing[0]}", "Llama"))
         scaling = qkvc.Llama3Scaling(*(told[name] for name in names))
     elif kind != "default":
-        raise ValueError(f'Llama: config: expected rope_type "default" or "llama3", got {kind!r}')
+        raise ValueError(bad("config: rope_type", '"default", "linear" or "llama3"', repr(kind), "Llama"))
     return qkvc.RopeConfig(float(told["rope_theta"]), scaling=scaling)
 
 
@@ -70,7 +75,7 @@ class Llama(Decoder):
     config : dict
         The values of the model's `config.json`.
     tensors : dict of ndarray
-        The weights, by their names in the checkpoint; computed with in float32.
+        The weights, by their names in the checkpoint, "model." before them or not; computed with in float32.
     tokenizer : tokenizers.Tokenizer, optional
         Without one the model is given token numbers.
 
@@ -86,16 +91,16 @@ class Llama(Decoder):
 
     def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, Any], tokenizer: Any = None) -> None:
         told, found = Config(config, "Llama"), Tensors(tensors, "Llama")
+        body = found.under("" if "embed_tokens.weight" in found else "model.")
         told.only("hidden_act", "silu")
         for name in ("mlp_bias", "use_sliding_window"):
             told.only(name, False)
-        told.only("partial_rotary_factor", 1)
         width, inner, layers, vocabulary = (
             told.count(name) for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
         )
         heads = told.count("num_attention_heads")
         self.eps = as_above_zero("config: rms_norm_eps", told.get("rms_norm_eps", 1e-6), "Llama")
-        self.words, self.norm = found.take("model.embed_tokens.weight", vocabulary, width), found.take("model.norm.weight", width)
+        self.words, self.norm = body.take("embed_tokens.weight", vocabulary, width), body.take("norm.weight", width)
         tied = told.get("tie_word_embeddings", "lm_head.weight" not in found)
         self.head = self.words if tied else found.take("lm_head.weight", vocabulary, width)
         kind = told.get("model_type", None)
@@ -106,7 +111,7 @@ class Llama(Decoder):
             "head_dim": told.count("head_dim", width // heads),
             "rope": rope_of(config),
         }
-        parts = (found.under(f"model.layers.{index}.") for index in range(layers))
+        parts = (body.under(f"layers.{index}.") for index in range(layers))
         self.layers = [Layer(part, width, inner, self.eps, attention) for part in parts]
         self._speak(tokenizer)
 

@@ -69,7 +69,8 @@ def read(directory: str | PathLike[str], wanted: type[Kind]) -> Kind:
     try:
         model: Kind = chosen(config, tensors, tokenizer)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        where = "" if str(error).startswith(str(path)) else f"{path}: "  # what a file was refused for names it already
+        raise ValueError(f"{where}{error}") from None
     return model
 
 
@@ -129,11 +130,9 @@ class Files(Mapping[str, Any]):
         file = self.where[name]
         try:
             return self._open(file).get_tensor(name)
-        except (
-            AttributeError,
-            TypeError,
-        ) as error:  # what NumPy has no dtype for: 8-bit floats, and bfloat16 where ml_dtypes is not installed
-            raise ValueError(f"{file}: {name}: expected a dtype of NumPy or ml_dtypes' bfloat16, got another ({error})") from None
+        except (AttributeError, TypeError) as error:  # of NumPy, which has no such dtype
+            wanted = "a dtype that NumPy has, or bfloat16 and the package ml_dtypes installed"
+            raise ValueError(f"{file}: {name}: expected {wanted}, got another ({error})") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.where)

@@ -68,6 +68,12 @@ class Tensors:
             raise ValueError(bad(full, f"shape {shape}", shape_text(x), self.who))
         return x.astype(np.float32, copy=False)
 
+    def norm(self, name: str, width: int) -> tuple[Array, Array]:
+        """A layer norm's weight and bias, which BERT's first checkpoints call gamma and beta."""
+        if f"{name}.gamma" in self:
+            return self.take(f"{name}.gamma", width), self.take(f"{name}.beta", width)
+        return self.pair(name, width)
+
     def pair(self, name: str, *shape: int) -> tuple[Array, Array]:
         """A weight of this shape, and its bias, as wide as the weight's first axis."""
         return self.take(f"{name}.weight", *shape), self.take(f"{name}.bias", shape[0])
@@ -82,4 +88,4 @@ class Tensors:
         for (what, wanted), got in zip(sizes.items(), found, strict=True):
             if wanted != got:
                 raise ValueError(bad(f"{self.prefix}: {what}", str(wanted), str(got), self.who))
-        return module.astype(np.float32)
+        return module if module.dtype == np.float32 else module.astype(np.float32)

@@ -38,12 +38,13 @@ class Edit(NamedTuple):
         Which keys (columns) each query (row) may attend to, among those that the model allows: False knocks the edge out, and the
         other weights of its row still sum to 1.
     replace : callable, optional
-        Given a copy of what the heads bring back, (H, L, Dv), returns what W_O gets instead, of the same shape.
+        Given what the heads bring back, (H, L, Dv), returns what W_O gets instead, of the same shape; it may write to what it is given.
     value : callable, optional
-        Given a copy of the values, (H_kv, L, Dv), returns those that are attended to, of the same shape.
+        Given the values, (H_kv, L, Dv), returns those that are attended to, likewise.
 
     Examples
     --------
+    >>> import numpy as np
     >>> from qkvc.models import Edit
     >>> without_head_3 = Edit(layer=1, head_scale=[1, 1, 1, 0])
     >>> zeroed_token_5 = Edit(layer=0, value=lambda v: v * (np.arange(v.shape[1]) != 5)[:, np.newaxis])
@@ -139,9 +140,9 @@ class Edited:
 
 
 def _changed(name: str, x: Array, changes: Sequence[Change]) -> Array:
-    """What the functions make of (H, L, D); none of them can reach what is theirs to read."""
+    """What the functions make of (H, L, D), which nobody else reads: they may write to it."""
     for change in changes:
-        got = as_array(name, change(np.array(x, order="C")), "watch")
+        got = as_array(name, change(x), "watch")
         if got.shape != x.shape:
             raise ValueError(bad(name, f"a result of shape {x.shape}", shape_text(got), "watch"))
         if got.dtype.kind not in "fiu":
