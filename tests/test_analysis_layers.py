@@ -193,7 +193,7 @@ def test_a_circuit_between_positions(rng: np.random.Generator) -> None:
         ({"num_kv_heads": 2}, [0, 1]),
         ({"num_kv_heads": 2}, [1, 2]),
         ({"num_kv_heads": 1, "out_bias": False}, [0]),
-        ({"extra_kv": True, "num_kv_heads": 2}, [2, 3]),
+        ({"extra_kv": True, "num_kv_heads": 2}, [0, 1]),
         ({"kdim": 17, "vdim": 11, "head_dim": 9}, [1]),
         ({"rope": qkvc.RopeConfig(100.0), "qk_norm": 1e-6, "qkv_bias": False}, [0, 2, 3]),
     ],

@@ -8,7 +8,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qkvc.analysis import Ablation, ablate, circuits, diagnose, duplicate_heads, effect, idle_heads, knock_out, override_values
+from qkvc.analysis import (
+    Ablation,
+    ablate,
+    circuits,
+    diagnose,
+    duplicate_heads,
+    effect,
+    idle_heads,
+    knock_out,
+    override_values,
+    probe_values,
+)
 from qkvc.models import MiniLM, Watch
 
 TIRED = "The animal didn't cross the street because it was too tired."
@@ -22,6 +33,7 @@ MORE = [
     "She opened the letter, read it twice, and put it back in the drawer.",
     "Quantum computers may one day break the codes that protect our banks.",
 ]
+FUNCTION_WORDS = """the a an of and or but it its she her he in on at who when that our because was is may too one this last didn t put"""
 PRONOUN = (3, 1)  # layer and head
 
 
@@ -122,6 +134,23 @@ def test_duplicates_look_alike_and_are_not_spare(model: MiniLM) -> None:
     np.testing.assert_allclose(second[3:], [0.245, 0.614, -0.408, 0.0863, 0.0332, 0.0785], atol=2e-3)
     assert first.change_both == pytest.approx(np.hypot(first.change_first, first.change_second), rel=0.05)
     assert second.change_both < second.change_first
+
+
+def test_values_carry_classes_of_words(model: MiniLM) -> None:
+    """Is a word that the probe has never seen a function word?  The values of layer 0 tell it of 0.89 of them, those of head 2 alone of
+    0.98, those of layer 5 of 0.77.  Of shuffled labels half are told.
+    """
+    seen = [model.watch(text) for text in MORE]
+    words = np.array([word for watch in seen for word in watch.tokens[1:-1]])
+    asked = ~np.isin(words, [".", ",", "'"])
+    told = {}
+    for layer in (0, 5):
+        values = np.concatenate([watch.value[layer][:, 1:-1] for watch in seen], axis=1)[:, asked]
+        found = probe_values(values, np.isin(words, FUNCTION_WORDS.split())[asked], groups=words[asked], controls=2, rng=0)
+        told[layer] = found.score
+        assert abs(found.control.mean() - 0.5) < 0.05
+    np.testing.assert_allclose([told[0].mean(), told[0][2], told[5].mean()], [0.893, 0.980, 0.774], atol=0.02)
+    assert told[0].argmax() == 2
 
 
 def test_most_heads_of_the_last_layer_copy(model: MiniLM) -> None:

@@ -9,9 +9,11 @@ import pytest
 from numpy.typing import NDArray
 
 from qkvc.analysis import ablate, duplicate_heads, effect, idle_heads, knock_out, override_values, prune_model, remove_heads
-from qkvc.models import Bert, Edit
+from qkvc.models import GPT2, Bert, Edit, Llama
 
-from .checkpoints import BERT, bert_tensors
+from .checkpoints import BERT, bert_tensors, gpt2_tensors, llama_tensors
+from .checkpoints import GPT2 as GPT2_CONFIG
+from .checkpoints import LLAMA as LLAMA_CONFIG
 from .support import assert_refused
 
 TEXTS = [[3, 41, 7, 7, 19, 2, 30], [8, 2, 2, 11]]
@@ -139,8 +141,9 @@ def test_overridden_values(model: Bert, rng: np.random.Generator) -> None:
     np.testing.assert_allclose(seen.heads[1], plain.weights(1) @ expected, atol=1e-5)
     assert not seen.value[2][:, [1, 2]].any()
     assert seen.value[2][:, 3:].all()
+    edit, kept = override_values(1, given, [4], heads=[0, 3]), given.copy()
     given[...] = 0  # the edit has its own copy
-    np.testing.assert_array_equal(model.watch(text, [override_values(1, expected[:, [4]], [4])]).value[1][:, 4], expected[:, 4])
+    np.testing.assert_array_equal(model.watch(text, [edit]).value[1][[0, 3], 4], kept[:, 0])
 
 
 def test_interventions_refuse(model: Bert) -> None:
@@ -182,3 +185,28 @@ def test_a_copied_head_is_a_duplicate(model: Bert, rng: np.random.Generator) -> 
     assert len(everything) == LAYERS * HEADS * (HEADS - 1) / 2
     assert [pair.js for pair in everything] == sorted(pair.js for pair in everything)
     assert_refused(lambda: duplicate_heads(model, texts, weights=1.5), ValueError, "duplicate_heads", "weights", "0 to 1")
+
+
+DECODERS = {
+    "GPT-2": lambda rng: GPT2(GPT2_CONFIG, gpt2_tensors(rng)),
+    "LLaMA": lambda rng: Llama(LLAMA_CONFIG, llama_tensors(rng)),
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoders_too(name: str, rng: np.random.Generator) -> None:
+    """Pruned is ablated, with whole groups where heads share keys; what an ablated head says of a token reaches none before it."""
+    model: Any = DECODERS[name](rng)
+    text, group = [3, 4, 9, 1, 4, 2], model.num_heads // model.layers[0].attention.num_kv_heads
+    gone = list(range(group))
+    pruned = prune_model(model, [(1, head) for head in gone]).watch(text)
+    cut = model.watch(text, [remove_heads(1, gone, model.num_heads)])
+    np.testing.assert_allclose(pruned.output, cut.output, rtol=0, atol=1e-4)
+    found = ablate(model, text)
+    assert found.change.shape == (model.num_layers, model.num_heads)
+    assert (found.change > 1e-4).all()
+    seen, edited = (model.watch(text, edits) for edits in ([], [override_values(0, 0, [3])]))
+    np.testing.assert_array_equal(edited.output[:3], seen.output[:3])
+    assert (np.abs(edited.output[3:] - seen.output[3:]).max(-1) > 1e-4).all()
+    lone = model.watch(text, [knock_out(1, [(4, key) for key in range(5)], len(text))])
+    assert not lone.heads[1][:, 4].any()  # a query that has lost all its keys

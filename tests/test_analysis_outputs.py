@@ -193,6 +193,28 @@ def test_what_is_told_was_held_out(rng: np.random.Generator) -> None:
     assert abs(found.selectivity) < 0.25
 
 
+def test_a_word_that_is_known_by_heart_is_no_class_of_words(rng: np.random.Generator) -> None:
+    """40 words, each with a vector of its own and a class that has nothing to do with it: only with groups is that seen."""
+    word = np.repeat(np.arange(40), 5)
+    value, kind = rng.standard_normal((40, 48))[word] + 0.1 * rng.standard_normal((200, 48)), (word % 2).astype(bool)
+    assert probe_values(value, kind, controls=1, rng=0).score > 0.95
+    assert probe_values(value, kind, groups=word, controls=1, rng=0).score < 0.75
+    value[:, 3] += 9 * kind  # and now it has
+    assert probe_values(value, kind, groups=word, controls=1, rng=0).score > 0.85
+    assert_refused(lambda: probe_values(value, kind, groups=word[:9]), ValueError, "groups", "(200,)", "(9,)")
+    assert_refused(lambda: probe_values(value, kind, groups=word, folds=41), ValueError, "groups", "41", "40")
+
+
+@pytest.mark.parametrize("method", ["ridge", "logistic"])
+def test_a_label_that_a_fold_has_alone(method: Any, rng: np.random.Generator) -> None:
+    """The probe that is to tell it has never seen it, and cannot; nor is it told where it is not."""
+    if method == "logistic":
+        pytest.importorskip("sklearn", reason="scikit-learn fits the logistic probe")
+    value = np.ones((10, 2)) * np.arange(10)[:, None]
+    found = probe_values(value, np.arange(10) == 4, method=method, controls=1, rng=0)
+    assert found.score == 0.9
+
+
 def test_directions_of_labels(rng: np.random.Generator) -> None:
     value, labels = planted(rng)
     found = label_directions(value, labels, count=2)

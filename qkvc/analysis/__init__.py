@@ -13,12 +13,13 @@ from qkvc.analysis.heads import HeadStatistics, QueryStatistics, head_statistics
 from qkvc.analysis.importance import head_importance, model_importance
 from qkvc.analysis.interventions import knock_out, override_values, remove_heads
 from qkvc.analysis.patterns import PATTERNS, PatternScore, pattern_scores
+from qkvc.analysis.probes import Probe, probe_values
 from qkvc.analysis.pruning import prune_heads, prune_model
 from qkvc.analysis.rank import effective_rank
 from qkvc.analysis.roles import RULES, Role, Rule, head_roles
 from qkvc.analysis.scaling import LengthDirection, ScoreVariance, Sharpness, length_and_direction, score_variance, sharpness
 from qkvc.analysis.similarity import cka, cosine_similarity, js_distance
-from qkvc.analysis.subspaces import LabelDirections, Probe, label_directions, probe_values
+from qkvc.analysis.subspaces import LabelDirections, label_directions
 from qkvc.analysis.values import NormWeighted, layer_value_zeroing, norm_weighted_attention, value_zeroing
 
 __all__ = [
