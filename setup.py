@@ -38,7 +38,10 @@ def extension(name: str, sources: list[str]) -> Extension:
 setup(
     options={"build_ext": {"parallel": os.cpu_count()}},
     # Named one by one: setuptools takes any src/ for the package root.  The benchmarks ship as qkvc.bench, for `qkvc bench`.
-    packages=["qkvc", "qkvc.analysis", "qkvc.commands", "qkvc.experiments", "qkvc.integrations", "qkvc.models", "qkvc.nn", "qkvc.bench"],
+    packages=[
+        *("qkvc", "qkvc.analysis", "qkvc.commands", "qkvc.experiments", "qkvc.integrations", "qkvc.models", "qkvc.nn", "qkvc.plot"),
+        "qkvc.bench",
+    ],
     package_dir={"qkvc.bench": "bench"},
     package_data={"qkvc": ["py.typed", "*.pyi", "*.pxd", "page/*"]},
     ext_modules=cythonize(

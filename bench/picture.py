@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import median
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from qkvc.plot import roofline
+
 from .results import CaseResult, Contestant, Result
 
-OURS, RIVAL, LOSS = "tab:blue", "0.35", "tab:red"
+OURS, RIVAL, LOSS = "#0072B2", "0.35", "tab:red"  # ours as in qkvc.plot.roofline
 Pair = tuple[CaseResult, Contestant, Contestant | None]
 
 
@@ -54,21 +55,16 @@ def draw(result: Result, path: Path) -> None:
 
 def _roofline(axes: Axes, pairs: list[Pair], peak: float, read: float) -> None:
     """Speed over arithmetic intensity, below what arithmetic and memory allow."""
-    for case, ours, rival in pairs:
-        x = case.flops / case.case.bytes
-        for contestant in filter(None, (rival, ours)):
-            y = case.flops / 1e9 / contestant.time
-            own = contestant is ours
-            axes.plot(x, y, "o", mfc=OURS if own else "none", mec=OURS if own else RIVAL, markersize=5, zorder=3)
-    intensities = [case.flops / case.case.bytes for case, _, _ in pairs]
-    low, high = min(*intensities, peak / read) / 2, max(*intensities, peak / read) * 2
-    roof = np.geomspace(low, high, 200)
-    axes.plot(roof, np.minimum(peak, read * roof), color="0.2", linewidth=1.5, zorder=1)
-    axes.annotate(f"FMA peak {peak:.0f} GFLOP/s", (high, peak), (-6, 4), textcoords="offset points", ha="right", color="0.2")
-    axes.annotate(f"read {read:.0f} GB/s", (low, read * low), (26, 6), textcoords="offset points", color="0.2")
-    axes.set(xscale="log", yscale="log", xlim=(low, high))
-    axes.set(xlabel="useful operations per byte of query, key, value and output", ylabel="GFLOP/s")
-    axes.grid(which="major", color="0.92")
+    roofline(
+        [case.flops / case.case.bytes for case, _, _ in pairs],
+        [case.flops / 1e9 / ours.time for case, ours, _ in pairs],
+        peak=peak,
+        bandwidth=read,
+        rivals=[float("nan") if rival is None else case.flops / 1e9 / rival.time for case, _, rival in pairs],
+        legend=False,  # the other picture has one
+        ax=axes,
+    )
+    axes.set_xlabel("useful operations per byte of query, key, value and output")
 
 
 def _beside(axes: Axes, pairs: list[Pair], subject: str) -> None:

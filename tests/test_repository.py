@@ -141,7 +141,7 @@ def test_public_names() -> None:
 HELD_BY = {
     "functional": "attention", "_attention": "attention", "_tile": "attention", "_plan": "bad_input", "_coerce": "bad_input",
     "_kernels": "kernels", "_softmax": "softmax", "_linear": "linear", "_workers": "memory", "_inside": "inside", "config": "kernels",
-    "_cpu": "concurrency", "_console": "cli", "__main__": "cli", "plot": "demo", "_forms": "forms", "_weights": "multihead",
+    "_cpu": "concurrency", "_console": "cli", "__main__": "cli", "_forms": "forms", "_weights": "multihead",
     "__init__": "repository", "models/__init__": "models", "models/minilm": "models", "models/llama": "generation",
     "_decode": "decode", "_backward": "backward", "_backtile": "backward", "gradients": "backward", "_parts": "parts", "_cut": "varlen",
     "_layers": "layers", "_rotary": "rotary", "_describe": "explain", "explanation": "explain", "integrations/__init__": "concurrency",
@@ -160,6 +160,8 @@ HELD_BY = {
     **{f"analysis/{part}": "analysis_patterns" for part in ("patterns", "roles")},
     **{f"analysis/{part}": "analysis_similarity" for part in ("clusters", "similarity")},
     **{f"analysis/{part}": "analysis_flow" for part in ("flow", "rank", "scaling")},
+    **{f"plot/{part}": "plot" for part in ("__init__", "_canvas", "_text", "_words", "weights")},
+    **{f"plot/{part}": "plot_figures" for part in ("heads", "scaling", "shapes", "speed", "training")},
     "nn/optimiser": "optimiser", "nn/checkpoint": "optimiser", "_files": "optimiser",
 }  # fmt: skip
 
