@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -78,6 +79,16 @@ def test_value_zeroing_of_little_keeps_its_digits() -> None:
     np.testing.assert_allclose(got[0, 0], 1 - 1e-7, rtol=0, atol=1e-8)
 
 
+def test_other_dtypes_and_no_keys(rng: np.random.Generator) -> None:
+    """Of 16 bits the numbers that they are: nothing is rounded to 16 again.  Integers count as float64."""
+    operands = [normal(rng, 2, 5, 4).astype(ml_dtypes.bfloat16) for _ in range(3)]
+    np.testing.assert_array_equal(value_zeroing(*operands), value_zeroing(*(x.astype(np.float32) for x in operands)))
+    whole = [rng.integers(-2, 3, (5, 4)) for _ in range(3)]
+    np.testing.assert_array_equal(value_zeroing(*whole), value_zeroing(*(x.astype(float) for x in whole)))
+    assert value_zeroing(whole[0], whole[1][:0], whole[2][:0]).shape == (5, 0)
+    assert value_zeroing(whole[0][:0], whole[1], whole[2]).shape == (0, 5)
+
+
 def test_a_value_that_nobody_takes_is_not_looked_at(rng: np.random.Generator) -> None:
     query, key, value = normal(rng, 3, 4), normal(rng, 3, 4), normal(rng, 3, 4)
     value[2] = np.nan
@@ -116,6 +127,16 @@ def test_values_refuse(rng: np.random.Generator) -> None:
     assert_refused(lambda: layer_value_zeroing(m, x, plus=x[:4]), ValueError, "plus", "(5, 24)", "(4, 24)")
     assert_refused(lambda: layer_value_zeroing(m, x, heads=[1]), TypeError, "options", "heads")
     assert_refused(lambda: value_zeroing(x, x, x, layout="blhd"), TypeError, "value_zeroing", "layout")
+    calls: list[Any] = [
+        norm_weighted_attention,
+        layer_value_zeroing,
+        prune_heads,
+        lambda m, x: circuits(m),
+        lambda m, x: head_importance(m, x, x),
+    ]
+    for call in calls:
+        assert_refused(lambda call=call: call("layer", x), TypeError, "attention", "qkvc.MultiHeadAttention", "str")
+    assert_refused(lambda: model_importance(m, [[1, 2]]), TypeError, "model", "LanguageModel", "MultiHeadAttention")  # type: ignore[arg-type]
 
 
 # --- circuits --------------------------------------------------------------------------------------------------------------------------

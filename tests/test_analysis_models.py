@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from qkvc.analysis import ablate, duplicate_heads, effect, idle_heads, knock_out, override_values, prune_model, remove_heads
-from qkvc.models import GPT2, Bert, Edit, Llama
+from qkvc.models import GPT2, Bert, Edit, LanguageModel, Llama
 
 from .checkpoints import BERT, bert_tensors, gpt2_tensors, llama_tensors
 from .checkpoints import GPT2 as GPT2_CONFIG
@@ -156,6 +156,11 @@ def test_interventions_refuse(model: Bert) -> None:
     assert_refused(lambda: model.watch(TEXTS[1], [override_values(0, 0, [0], [4])]), ValueError, "override_values", "heads", "below 4")
     assert_refused(lambda: model.watch(TEXTS[1], [override_values(0, np.ones(5), [0])]), ValueError, "values", "(4, 1, 6)", "(5,)")
     assert_refused(lambda: override_values(0, "a", [0]), TypeError, "values")
+    for call in (ablate, effect, duplicate_heads):
+        more: tuple[Any, ...] = ([],) if call is effect else ()
+        assert_refused(lambda call=call, more=more: call("model", TEXTS, *more), TypeError, call.__name__, "model", "Bert", "str")
+    learns = LanguageModel(11, 12, layers=1, heads=2)
+    assert_refused(lambda: prune_model(learns, []), TypeError, "prune_model", "LanguageModel (its llama() is one)")
     assert_refused(lambda: ablate(model, []), ValueError, "texts", "none")
     assert_refused(lambda: ablate(model, TEXTS, how="noise"), ValueError, "how", "noise")  # type: ignore[arg-type]
     assert_refused(lambda: ablate(model, TEXTS, heads=[(0, 4)]), ValueError, "heads", "(0, 4)")

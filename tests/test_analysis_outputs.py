@@ -141,6 +141,7 @@ def test_diagnosis_refuses(rng: np.random.Generator) -> None:
     assert_refused(lambda: diagnose(KEYS, KEYS, v, v[0], query_index=6), ValueError, "query_index", "below 6")
     assert_refused(lambda: diagnose(KEYS, KEYS, v, v[0], mask=np.zeros(6, bool)), ValueError, "query_index", "may attend")
     assert_refused(lambda: diagnose(KEYS, KEYS, v, v[0], heads=[0]), TypeError, "options", "heads")
+    assert_refused(lambda: diagnose(KEYS, KEYS, v, v[0], tolerance=0), ValueError, "tolerance", "above 0")
     assert_refused(lambda: diagnose(KEYS, KEYS, v[:5], v[0]), ValueError, "value")
 
 

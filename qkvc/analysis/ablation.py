@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from qkvc._coerce import as_above_zero, bad
+from qkvc.analysis._given import check_model
 from qkvc.analysis.interventions import remove_heads
 from qkvc.models.watch import Edit
 
@@ -110,6 +111,7 @@ def effect(model: Model, texts: Texts, edits: Sequence[Edit]) -> Effect:
     ValueError, TypeError
         No text, and as from `watch`.
     """
+    check_model(model, "effect")
     found = [compare(model.watch(text).output, model.watch(text, edits).output) for text in as_texts(texts, "effect")]
     return Effect(*np.mean(found, axis=0).tolist())
 
@@ -165,6 +167,7 @@ def ablate(
     Michel, Levy & Neubig, "Are Sixteen Heads Really Better than One?" (2019), section 3; Wang et al., "Interpretability in the Wild"
     (2022), section 2, for the mean; Chan et al., "Causal Scrubbing" (2022), for resampling.
     """
+    check_model(model, "ablate")
     if how not in HOW:
         raise ValueError(bad("how", '"zero", "mean" or "resample"', repr(how), "ablate"))
     given, pairs, generator = as_texts(texts, "ablate"), as_pairs(heads, model, "ablate"), np.random.default_rng(rng)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from qkvc._coerce import as_count, bad
+from qkvc.analysis._given import check_layer
 from qkvc.analysis.rank import rank_of_spectrum
 from qkvc.rotary import rope
 
@@ -91,6 +92,7 @@ def circuits(attention: MultiHeadAttention, *, offset: int = 0) -> Circuits:
     >>> found.qk.shape, found.ov_rank.shape
     ((4, 16), (4,))
     """
+    check_layer(attention, "circuits")
     if as_count("offset", offset, "circuits", 0) and attention.rope is None:
         raise ValueError(bad("offset", "0, as there is no rope to turn by it", str(offset), "circuits"))
 

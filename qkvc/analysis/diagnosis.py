@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from qkvc._coerce import as_count, as_flag, as_real, bad, shape_text
+from qkvc._coerce import as_above_zero, as_count, as_flag, as_real, bad, shape_text
 from qkvc.functional import attention
 from qkvc.inside import attention_scores, attention_weights
 
@@ -156,6 +156,7 @@ def diagnose(
     if i >= len(arrays["query"]):
         raise ValueError(bad("query_index", f"a number below {len(arrays['query'])}, the queries there are", str(i), WHO))
     as_flag("direction", direction, WHO)
+    tolerance = as_above_zero("tolerance", tolerance, WHO)
     out = attention(*arrays.values(), **options)[i].astype(np.float64)
     scores = attention_scores(arrays["query"], arrays["key"], stage="bias", **options)[i]
     allowed = np.flatnonzero(scores != -np.inf)

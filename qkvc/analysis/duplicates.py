@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from qkvc._coerce import as_finite, bad
+from qkvc.analysis._given import check_model
 from qkvc.analysis.ablation import as_texts, effect
 from qkvc.analysis.interventions import remove_heads
 from qkvc.analysis.similarity import cka, cosine_similarity, js_distance
@@ -77,6 +78,7 @@ def duplicate_heads(model: Model, texts: Texts, *, weights: float = 0.25, output
     Clark, Khandelwal, Levy & Manning, "What Does BERT Look At?" (2019), section 6, for the distance of weights; Kornblith et al.,
     "Similarity of Neural Network Representations Revisited" (2019), for CKA; Bian et al., "On Attention Redundancy" (2021).
     """
+    check_model(model, WHO)
     given, near, alike = as_texts(texts, WHO), _bounded("weights", weights), _bounded("outputs", outputs)
     seen = [model.watch(text) for text in given]
     found = []

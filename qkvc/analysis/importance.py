@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qkvc._coerce import as_array, bad, shape_text
+from qkvc.analysis._given import check_layer
 from qkvc.gradients import attention_backward
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def head_importance(
     Michel, Levy & Neubig, "Are Sixteen Heads Really Better than One?" (2019), equation 2.  Of a layer that is not trained any more, compare
     `ablate`, which needs no gradient and no first order.
     """
+    check_layer(attention, "head_importance")
     out, trace = attention.forward(query, key, value, **options)
     grad = as_array("grad_out", grad_out, "head_importance")
     if grad.shape != out.shape:
@@ -94,8 +96,11 @@ def model_importance(model: LanguageModel, ids: ArrayLike) -> Reals:
     ----------
     Michel, Levy & Neubig, "Are Sixteen Heads Really Better than One?" (2019), equation 2.
     """
+    from qkvc.models import LanguageModel
     from qkvc.nn import cross_entropy
 
+    if not isinstance(model, LanguageModel):
+        raise TypeError(bad("model", "a qkvc.models.LanguageModel, which has gradients", type(model).__name__, "model_importance"))
     texts = np.atleast_2d(as_array("ids", ids, "model_importance"))
     if texts.ndim != 2 or not len(texts) or texts.shape[1] < 2:
         raise ValueError(bad("ids", "shape (texts, 2 tokens or more)", shape_text(ids), "model_importance"))

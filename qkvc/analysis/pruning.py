@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from qkvc._coerce import bad, integers_within
+from qkvc.analysis._given import check_layer, check_model
 from qkvc.analysis.ablation import as_pairs
 from qkvc.multihead import MultiHeadAttention
 
@@ -73,6 +74,7 @@ def prune_heads(attention: MultiHeadAttention, heads: Iterable[int]) -> MultiHea
     >>> prune_heads(qkvc.MultiHeadAttention(64, 8, rng=0), [1, 5])
     MultiHeadAttention(embed_dim=64, num_heads=6, head_dim=8)  # heads of 8, float32, 12,496 parameters
     """
+    check_layer(attention, WHO)
     left, groups = _kept(attention, heads)
     sizes: dict[str, Any] = {"num_kv_heads": len(groups), "head_dim": attention.head_dim, "kdim": attention.kdim, "vdim": attention.vdim}
     has = {"qkv_bias": attention.q_bias, "out_bias": attention.out_bias, "extra_kv": attention.extra_key}
@@ -112,6 +114,7 @@ def prune_model(model: M, heads: Iterable[tuple[int, int]]) -> M:
     ValueError, TypeError
         As from `prune_heads`; a layer that there is not.
     """
+    check_model(model, "prune_model")
     pairs = as_pairs(heads, model, "prune_model")
     pruned = copy.copy(model)
     layers = [copy.copy(layer) for layer in model.layers]

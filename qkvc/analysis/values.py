@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from qkvc._coerce import as_like, as_operand, bad, shape_text
+from qkvc.analysis._given import check_layer
 from qkvc.functional import attention
 from qkvc.inside import attention_weights
 
@@ -107,6 +108,7 @@ class NormWeighted(NamedTuple):
 def _brought(attention: MultiHeadAttention, who: str, x: Any, key: Any, value: Any, options: dict[str, Any]) -> tuple[Reals, Reals]:
     """Weights (..., H, L, S) and values (..., H, S, D), a group's values for each of its heads."""
     _without(options, ("heads", "queries"), who)
+    check_layer(attention, who)
     if attention.extra_key is not None:
         raise ValueError(bad("attention", "a layer without an extra key, which belongs to no token", "one with extra_kv", who))
     places = {name: options[name] for name in ("positions", "key_positions") if name in options}
