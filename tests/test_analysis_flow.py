@@ -95,6 +95,8 @@ def test_refused_layers(rng: np.random.Generator) -> None:
         assert_refused(lambda call=call: call(weights * 2), ValueError, who, "sums to 2")
         assert_refused(lambda call=call: call(weights * 0, residual=0), ValueError, who, "rows of 0")
         assert_refused(lambda call=call: call(weights * 1j), TypeError, who, "real")
+    assert attention_flow(weights, queries=[]).shape == (0, 3)
+    assert_refused(lambda: attention_flow(weights, queries=[[0]]), ValueError, "queries", "(1, 1)")  # type: ignore[list-item]
     assert_refused(lambda: attention_flow(weights, queries=[3]), ValueError, "queries", "3")
     assert_refused(lambda: attention_flow(weights, keys=[0.5]), TypeError, "keys", "float64")  # type: ignore[list-item]
     large = np.zeros((12, 1, 128, 128))
@@ -142,6 +144,7 @@ def test_score_variance() -> None:
     query, key = rng.standard_normal((512, 16)), rng.standard_normal((512, 16))
     np.testing.assert_allclose(got.raw[1], (query @ key.T).var(), rtol=1e-12)
     assert score_variance(()).raw.shape == (0,)
+    assert_refused(lambda: score_variance(5), TypeError, "dims", "int")  # type: ignore[arg-type]
     assert_refused(lambda: score_variance((0,)), ValueError, "score_variance", "dims")
     assert_refused(lambda: score_variance(queries=0), ValueError, "score_variance", "queries")
 
@@ -187,5 +190,7 @@ def test_keys_of_one_length_differ_by_direction_alone(rng: np.random.Generator) 
     np.testing.assert_allclose(got.cosine[:, 1:], got.cosine[:, 1:2] * np.ones(8), rtol=1e-9)
     assert (got.cosine[:, 0] == 0).all()
     assert np.isnan(length_and_direction(query, np.ones((4, 8))).by_direction).all()
+    assert length_and_direction(np.zeros((0, 3, 4)), np.zeros((0, 2, 4))).by_direction.shape == (0, 3)
+    assert np.isnan(length_and_direction(query, key[:0]).by_direction).all()
     assert_refused(lambda: length_and_direction(query, key[:, :7]), ValueError, "key", "7")
     assert_refused(lambda: length_and_direction(query, key, scale=NAN), ValueError, "length_and_direction", "scale")

@@ -147,6 +147,9 @@ def test_misuse(rng: np.random.Generator) -> None:
     assert_refused(lambda: head_statistics(x, x[:, :3], causal=True), ValueError, "causal", "top-left")
     assert_refused(lambda: head_statistics(x, x, layout="lbhd"), ValueError, "head_statistics", "layout")  # type: ignore[arg-type]
     assert_refused(lambda: head_statistics(1j * x, x), TypeError, "query", "complex")
+    assert_refused(lambda: head_statistics(1e6 * x, 1e6 * x), ValueError, "head_statistics", "scores within 1e+09", "2.83e+12")
+    padded = np.array([[0, 0, 0, -INF]] * 3 + [[np.finfo(np.float32).min] * 4])
+    assert_refused(lambda: head_statistics(x, x, bias=padded), ValueError, "bias", "3.4e+38", "mask")
     of = HeadStatistics.from_weights
     assert_refused(lambda: of(np.full((2, 2), 0.6)), ValueError, "from_weights", "weights", "1.2")
     assert_refused(lambda: of([[1.5, -0.5]]), ValueError, "weights", "0 or more")

@@ -127,6 +127,16 @@ def test_punctuation() -> None:
         assert not is_punctuation(token), token
 
 
+@pytest.mark.parametrize(("heads", "l_q", "l_k"), [(2, 0, 3), (2, 3, 0), (0, 3, 3)])
+def test_nothing_to_see(heads: int, l_q: int, l_k: int) -> None:
+    """No query has a pattern: NaN, and no warning."""
+    query, key = np.zeros((heads, l_q, 4)), np.zeros((heads, l_k, 4))
+    for found in pattern_scores(query, key, tokens=np.full(l_k, "a")).values():
+        assert found.score.shape == (heads,)
+        assert heads == 0 or l_q == l_k or (np.isnan(found.score).all() and not found.queries.any())
+    assert np.isnan(head_statistics(query, key).entropy).all()
+
+
 # --- roles -----------------------------------------------------------------------------------------------------------------------------
 
 
@@ -222,5 +232,10 @@ def test_misuse(rng: np.random.Generator) -> None:
     assert_refused(lambda: pattern_scores(x, x, custom={"mine": np.ones((5, 4), bool)}), ValueError, "custom['mine']", "(5, 4)")
     assert_refused(lambda: pattern_scores(x, x, custom={"mine": lambda p, j: p}), TypeError, "custom['mine']", "int64")  # type: ignore[dict-item,arg-type,return-value]
     assert_refused(lambda: pattern_scores(x, x, tokens=np.ones((3, 4), int)), ValueError, "tokens", "(3, 4)")
+    assert_refused(lambda: pattern_scores(x, x, patterns="first"), TypeError, "patterns", "one string")
+    assert_refused(lambda: pattern_scores(x, x, tokens=list("abcd"), separators="[SEP]"), TypeError, "separators", "one string")
+    assert_refused(lambda: pattern_scores(x, x, custom=[x]), TypeError, "custom", "mapping", "list")  # type: ignore[arg-type]
+    assert_refused(lambda: pattern_scores(1e6 * x, 1e6 * x), ValueError, "pattern_scores", "scores within 1e+09")
+    assert_refused(lambda: head_roles([x]), TypeError, "head_roles", "scores", "list")  # type: ignore[arg-type]
     assert_refused(lambda: head_roles({}), ValueError, "head_roles", "scores", "none")
     assert_refused(lambda: head_roles({"first": score(1.0), "next": score(1.0, 2.0)}), ValueError, "scores", "one shape")

@@ -115,6 +115,15 @@ def test_a_map_of_heads(rng: np.random.Generator) -> None:
     assert embed_heads(np.zeros((1, 1)), dims=3).shape == (1, 3)
 
 
+def test_no_heads_and_no_tokens() -> None:
+    for call in (js_distance, cosine_similarity, cka):
+        assert call(np.zeros((0, 3, 3))).shape == (0, 0)
+    assert (cosine_similarity(np.zeros((2, 0, 3))) == 0).all()
+    assert (cka(np.zeros((2, 0, 3))) == 0).all()
+    assert np.isnan(js_distance(np.zeros((2, 0, 3)))).all()
+    assert embed_heads(np.zeros((4, 4))).tolist() == [[0, 0]] * 4
+
+
 def test_misuse(rng: np.random.Generator) -> None:
     x: Any = np.ones((2, 3, 3)) / 3
     for call in (js_distance, cosine_similarity, cka):

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from qkvc.functional import Causal, Layout, Window
 
 
+FARTHEST = 1e9  # of lse: float64 rounds it to 1e-7, which is the relative error of exp(part - lse)
+
+
 class Options(TypedDict, total=False):
     """What `attention_stats` takes of attention's options."""
 
@@ -58,6 +61,7 @@ class Heads:
         # exp(lse - lse) is off by |lse| units of its last place.
         self.query, self.key = (np.asarray(undisturbed(x.astype, np.float64)) for x in as_operands(query, key, None)[:2])
         self.options = {name: option for name, option in options.items() if option is not None}
+        self.who = who
         check_layout(self.options.get("layout", "bhld"), who)
         if min(self.query.ndim, self.key.ndim) < 2:
             short = "query" if self.query.ndim < 2 else "key"
@@ -84,6 +88,7 @@ class Heads:
     def uniform(self) -> Heads:
         """The same masks, and scores that are all alike: D = 0, so they cost nothing, and lse is the logarithm of the number of keys."""
         blank = object.__new__(Heads)
+        blank.who = self.who
         blank.query, blank.key = self.query[..., :0], self.key[..., :0]
         kept = {name: option for name, option in self.options.items() if name not in ("sinks", "softcap", "scale")}
         if "bias" in kept:
@@ -143,7 +148,15 @@ class Heads:
         heads = self.key.shape[:-1]
         kept = self._filled({name: option for name, option in options.items() if name != "sinks"})
         part = attention_with_lse(self.query, self.key, np.zeros((*heads, 0)), **kept).lse
+        return self.share(part, lse)
+
+    def share(self, part: NDArray[Any], lse: NDArray[Any]) -> NDArray[Any]:
+        """exp(part - lse), from 0, where part is -inf, to 1."""
         some = ~np.isneginf(part)
+        far = np.abs(lse, where=some & np.isfinite(lse), out=np.zeros_like(lse)).max(initial=0)
+        if far > FARTHEST:
+            wanted = f"scores within {FARTHEST:g} (to hide a key take mask, or a bias of -inf: finite ones are added)"
+            raise ValueError(bad("query, key, bias", wanted, f"lse of {far:.3g}", self.who))
         share = np.exp(np.where(some, part, 0) - np.where(some, lse, 0))
         return np.where(some, np.minimum(share, 1), 0)
 

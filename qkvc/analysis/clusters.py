@@ -112,7 +112,7 @@ def embed_heads(distances: ArrayLike, *, dims: int = 2, seed: int = 0) -> NDArra
 
     apart = _as_distances(distances, "embed_heads")
     wide = as_count("dims", dims, "embed_heads")
-    if len(apart) < 2:
+    if not apart.any():
         return np.zeros((len(apart), wide))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of defaults that change and are all given here

@@ -105,10 +105,7 @@ def attention_flow(
     who = "attention_flow"
     layers = _layers(weights, residual, who)
     depth, length = layers.shape[:2]
-    outputs, inputs = (
-        np.arange(length) if x is None else integers_within(name, x, -length, length - 1, who).reshape(-1) % max(length, 1)
-        for name, x in (("queries", queries), ("keys", keys))
-    )
+    outputs, inputs = (_chosen(name, x, length, who) for name, x in (("queries", queries), ("keys", keys)))
     work = depth * length**2 * len(outputs) * len(inputs)
     if work > MOST_WORK:
         wanted = f"layers * L^2 * queries * keys up to {MOST_WORK:g} (choose some queries and keys)"
@@ -123,6 +120,16 @@ def attention_flow(
     if not depth:
         return np.asarray(outputs[:, np.newaxis] == inputs, np.float64)
     return np.reshape(flows, (len(outputs), len(inputs))) / WHOLE
+
+
+def _chosen(name: str, x: Any, length: int, who: str) -> NDArray[np.int64]:
+    """Indices of tokens, from 0."""
+    if x is None or np.size(x) == 0:
+        return np.arange(length if x is None else 0)
+    indices = integers_within(name, x, -length, length - 1, who)
+    if indices.ndim != 1:
+        raise ValueError(bad(name, "a sequence of integers", f"shape {indices.shape}", who))
+    return indices % length
 
 
 def _layers(weights: Any, residual: Any, who: str) -> NDArray[np.float64]:

@@ -105,7 +105,7 @@ def head_statistics(query: ArrayLike, key: ArrayLike, **options: Unpack[Options]
     Raises
     ------
     ValueError
-        As from `attention`.
+        Scores beyond 1e9, and as from `attention`.
     TypeError
         As from `attention`; an option that is not among these.
 
@@ -131,9 +131,7 @@ def head_statistics(query: ArrayLike, key: ArrayLike, **options: Unpack[Options]
     heads = Heads(query, key, options, "head_statistics")
     (mass,), lse = heads.on_sets(np.arange(heads.lengths[1])[np.newaxis] == 0)
     stats = attention_stats(heads.query, heads.key, lse=lse, **heads.options)
-    some = ~np.isneginf(stats.max_score)
-    largest = np.where(some, np.exp(np.where(some, stats.max_score, 0) - np.where(some, lse, 0)), 0)
-    return _collect(stats.entropy, np.minimum(largest, 1), stats.distance, mass, stats.key_mass, heads.choices())
+    return _collect(stats.entropy, heads.share(stats.max_score, lse), stats.distance, mass, stats.key_mass, heads.choices())
 
 
 def _collect(

@@ -83,7 +83,8 @@ def pattern_scores(
     Raises
     ------
     ValueError
-        A pattern without the tokens that it wants or of an unknown name, tokens of another length, and as from `attention`.
+        A pattern without the tokens that it wants or of an unknown name, tokens of another length, scores beyond 1e9, and as from
+        `attention`.
     TypeError
         Tokens that are neither integers nor strings, a pattern that is not bool, and as from `attention`.
 
@@ -111,7 +112,11 @@ def pattern_scores(
     words = None if tokens is None else _as_tokens(tokens, heads)
     spoken = words is not None and words.dtype.kind == "U"
     possible = (*OFFSETS, "first", *(BY_TOKENS if words is not None else ()), *(BY_STRINGS if spoken else ()))
-    own = dict(custom or {})
+    for name, given in (("patterns", patterns), ("separators", separators)):
+        if isinstance(given, str):
+            raise TypeError(bad(name, "a collection of strings", "one string", WHO))
+    if not isinstance(own := {} if custom is None else custom, Mapping):
+        raise TypeError(bad("custom", "a mapping of names to patterns", type(custom).__name__, WHO))
     for name in (chosen := possible if patterns is None else tuple(patterns)):
         if name not in PATTERNS:
             raise ValueError(bad("patterns", "some of " + ", ".join(PATTERNS), repr(name), WHO))

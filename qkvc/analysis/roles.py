@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from qkvc._coerce import bad
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -74,6 +75,8 @@ def head_roles(
     ------
     ValueError
         No scores, or of shapes that differ.
+    TypeError
+        Scores that are no mapping.
 
     Notes
     -----
@@ -98,6 +101,8 @@ def head_roles(
     1.00, and head 8 of layer 1 "next", at 0.57 to 0.69; the other heads of layer 0 are "broad" or have no role.  Most of the rest look at
     [CLS], the first token, with 0.4 to 0.9 of their weight: that says where weight is parked, not what a head is for.
     """
+    if not isinstance(scores, Mapping):
+        raise TypeError(bad("scores", "a mapping of names to PatternScore", type(scores).__name__, "head_roles"))
     values: dict[str, tuple[NDArray[Any], ...]] = dict(scores)
     if statistics is not None:
         broad = statistics.normalised_entropy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import sqrt
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -72,6 +72,8 @@ def score_variance(
         Sizes that are no counts.
     """
     who = "score_variance"
+    if not isinstance(dims, Iterable):
+        raise TypeError(bad("dims", "a sequence of integers", type(dims).__name__, who))
     widths = [as_count("dims", dim, who) for dim in dims]
     rows, columns = as_count("queries", queries, who), as_count("keys", keys, who)
     measured = []
@@ -162,12 +164,12 @@ def length_and_direction(query: ArrayLike, key: ArrayLike, *, scale: float | Non
     scores = attention_scores(q, k, scale=1.0)
     by: Any = (1 / sqrt(q.shape[-1]) if q.shape[-1] else 1.0) if scale is None else as_finite("scale", scale, "length_and_direction")
     query_length, key_length = (np.linalg.norm(x, axis=-1) for x in (q, k))
-    grouped = key_length if k.ndim == 2 else np.repeat(key_length, scores.shape[-3] // k.shape[-3], axis=-2)
+    grouped = key_length if k.ndim == 2 else np.repeat(key_length, scores.shape[-3] // max(k.shape[-3], 1), axis=-2)
     lengths = query_length[..., :, np.newaxis] * grouped[..., np.newaxis, :]
     lengths = np.broadcast_to(lengths, scores.shape)
     cosine = np.divide(scores, lengths, out=np.zeros_like(scores), where=lengths > 0)
     cosine = np.clip(cosine, -1, 1) * (np.sign(by) if by else 1.0)
-    spread = [x - x.mean(-1, keepdims=True) for x in (scores, cosine)]
+    spread = [x - x.sum(-1, keepdims=True) / max(x.shape[-1], 1) for x in (scores, cosine)]
     with np.errstate(invalid="ignore", divide="ignore"):
         together = np.square((spread[0] * spread[1]).sum(-1)) / (np.square(spread[0]).sum(-1) * np.square(spread[1]).sum(-1))
     return LengthDirection(abs(by) * query_length, key_length, cosine, np.minimum(together, 1))

@@ -83,7 +83,7 @@ def cosine_similarity(x: ArrayLike) -> NDArray[np.float64]:
         Numbers that are not real.
     """
     array = as_numbers("x", x, "cosine_similarity", "shape (..., H, M, N)", axes=3)
-    rows = array.reshape(*array.shape[:-2], -1)
+    rows = array.reshape(*array.shape[:-2], array.shape[-2] * array.shape[-1])
     return _normalised(rows @ rows.swapaxes(-1, -2))
 
 
@@ -122,7 +122,7 @@ def cka(outputs: ArrayLike) -> NDArray[np.float64]:
         columns = array.swapaxes(-3, -2).reshape(*array.shape[:-3], tokens, heads * width)
         inner = (columns.swapaxes(-1, -2) @ columns).reshape(*array.shape[:-3], heads, width, heads, width)
         return _normalised(np.square(inner).sum((-3, -1)))
-    grams = (array @ array.swapaxes(-1, -2)).reshape(*array.shape[:-2], -1)  # <X X^T, Y Y^T> is the same number
+    grams = (array @ array.swapaxes(-1, -2)).reshape(*array.shape[:-2], tokens * tokens)  # <X X^T, Y Y^T> is the same number
     return _normalised(grams @ grams.swapaxes(-1, -2))
 
 
