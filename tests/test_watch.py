@@ -155,3 +155,5 @@ def test_the_real_model_is_seen() -> None:
     check_consistent(model, seen)
     with pytest.raises(ValueError, match="layer: expected an integer from 0 to 5, got 6"):
         seen.weights(6)
+    with pytest.raises(ValueError, match=r"tokens: text: expected letters, got '\\udcff', half of one"):
+        model.watch("an \udcff")

@@ -90,7 +90,7 @@ class GPT2(Decoder):
         inner = told.count("n_inner", 4 * width)
         self.eps = as_above_zero("config: layer_norm_epsilon", told.get("layer_norm_epsilon", 1e-5), "GPT2")
         self.words, self.positions = found.take("wte.weight", vocabulary, width), found.take("wpe.weight", self.max_tokens, width)
-        tied = told.get("tie_word_embeddings", True)
+        tied = told.flag("tie_word_embeddings", True)
         self.head = self.words if tied else Tensors(tensors, "GPT2").take("lm_head.weight", vocabulary, width)
         self.norm = found.pair("ln_f", width)
         self.layers = [Layer(found.under(f"h.{index}."), width, inner, heads, self.eps) for index in range(layers)]

@@ -25,23 +25,26 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     return normed
 
 
-def rope_of(config: Mapping[str, Any]) -> qkvc.RopeConfig:
+def rope_of(told: Config) -> qkvc.RopeConfig:
     """How positions turn heads: of today's `config.json`, where it is one dict, or of earlier ones."""
-    told = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta", 10000.0), **(config.get("rope_scaling") or {})}
-    if (part := told.get("partial_rotary_factor", config.get("partial_rotary_factor"))) not in (None, 1):
-        raise ValueError(bad("config: partial_rotary_factor", "1", repr(part), "Llama"))
-    kind = told.get("rope_type", told.get("type", "default"))  # "type" in the earliest
+    own, earlier = told.get("rope_parameters", {}), told.get("rope_scaling", {})
+    for name, given in (("rope_parameters", own), ("rope_scaling", earlier)):
+        if not isinstance(given, Mapping):
+            raise TypeError(bad(f"config: {name}", "an object", type(given).__name__, "Llama"))
+    # Where there is the one dict, it tells all; other models have one of these for each kind of layer in it.
+    rope = Config(own or {"rope_theta": told.get("rope_theta", 10000.0), **earlier}, "Llama")
+    for where in (told, rope):
+        where.only("partial_rotary_factor", 1)
+    kind = rope.get("rope_type", rope.get("type", "default"))  # "type" in the earliest
     scaling: float | qkvc.Llama3Scaling | None = None
     if kind == "linear":
-        scaling = told.get("factor", 1.0)
+        scaling = rope.get("factor")
     elif kind == "llama3":
         names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-        if missing := [name for name in names if name not in told]:
-            raise ValueError(bad("config: rope_scaling", f"{', '.join(names)} for llama3", f"no {missing[0]}", "Llama"))
-        scaling = qkvc.Llama3Scaling(*(told[name] for name in names))
+        scaling = qkvc.Llama3Scaling(*(rope.get(name) for name in names))
     elif kind != "default":
         raise ValueError(bad("config: rope_type", '"default", "linear" or "llama3"', repr(kind), "Llama"))
-    return qkvc.RopeConfig(float(told["rope_theta"]), scaling=scaling)
+    return qkvc.RopeConfig(rope.get("rope_theta"), scaling=scaling)
 
 
 class Layer(DecoderLayer):
@@ -101,7 +104,7 @@ class Llama(Decoder):
         heads = told.count("num_attention_heads")
         self.eps = as_above_zero("config: rms_norm_eps", told.get("rms_norm_eps", 1e-6), "Llama")
         self.words, self.norm = body.take("embed_tokens.weight", vocabulary, width), body.take("norm.weight", width)
-        tied = told.get("tie_word_embeddings", "lm_head.weight" not in found)
+        tied = told.flag("tie_word_embeddings", "lm_head.weight" not in found)
         self.head = self.words if tied else found.take("lm_head.weight", vocabulary, width)
         kind = told.get("model_type", None)
         attention = {
@@ -109,7 +112,7 @@ class Llama(Decoder):
             "form": kind if kind in FORMS else None,  # by its tensors, where it is not said
             "kv_heads": told.count("num_key_value_heads", heads),
             "head_dim": told.count("head_dim", width // heads),
-            "rope": rope_of(config),
+            "rope": rope_of(told),
         }
         parts = (body.under(f"layers.{index}.") for index in range(layers))
         self.layers = [Layer(part, width, inner, self.eps, attention) for part in parts]

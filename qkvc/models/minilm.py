@@ -49,7 +49,7 @@ class MiniLM(Bert):
     tensors : dict of ndarray
         The weights, by their names in the checkpoint.
     tokenizer : tokenizers.Tokenizer
-        Its padding and truncation are set by the model.
+        Its padding and truncation are set by the model: texts are cut off after 256 tokens, for which it was trained.
     precision : {"bf16"}, optional
         Of attention, as of `qkvc.attention`.
     """

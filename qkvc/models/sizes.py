@@ -244,18 +244,18 @@ def from_config(config: Mapping[str, Any], name: str = "model") -> Size:
     kind = told.only("model_type", *KINDS)
     if kind == "gpt2":
         width, layers, heads, words, positions = (told.count(key) for key in ("n_embd", "n_layer", "n_head", "vocab_size", "n_positions"))
-        tied = bool(told.get("tie_word_embeddings", True))
+        tied = told.flag("tie_word_embeddings", True)
         return Size(name, width, layers, heads, told.count("n_inner", 4 * width), words, positions=positions, tied=tied, **_GPT2)
     keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
     width, layers, heads, inner, words = (told.count(key) for key in keys)
     if kind == "bert":
         positions, types = told.count("max_position_embeddings"), told.count("type_vocab_size", 2)
         return Size(name, width, layers, heads, inner, words, positions=positions, types=types, **_BERT)
-    biased = kind != "qwen2" and bool(told.get("attention_bias", False))
+    biased = kind != "qwen2" and told.flag("attention_bias", False)
     head_dim = told.count("head_dim") if told.get("head_dim", 0) else 0
     return Size(
         name, width, layers, heads, inner, words, told.count("num_key_value_heads", heads), head_dim,
-        tied=bool(told.get("tie_word_embeddings", False)), qkv_bias=biased or kind == "qwen2", out_bias=biased, qk_norm=kind == "qwen3",
+        tied=told.flag("tie_word_embeddings", False), qkv_bias=biased or kind == "qwen2", out_bias=biased, qk_norm=kind == "qwen3",
         **_LLAMA,
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import qkvc
-from qkvc._coerce import as_count, bad, shape_text
+from qkvc._coerce import as_count, as_flag, bad, shape_text
 from qkvc._forms import real
 
 if TYPE_CHECKING:
@@ -37,6 +37,10 @@ class Config:
     def count(self, name: str, default: Any = _NOTHING) -> int:
         """A number of things, of which there is one at least."""
         return as_count(f"config: {name}", self.get(name, default), self.who)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """A yes or no."""
+        return as_flag(f"config: {name}", self.get(name, default), self.who)
 
     def only(self, name: str, *known: Any) -> Any:
         """A value that is one of these, of which the first is meant where there is none: what is not computed here is refused."""

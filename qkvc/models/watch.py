@@ -245,6 +245,10 @@ class Model(ABC):
         if isinstance(text, str):
             if self.tokenizer is None:
                 raise ValueError(bad("text", "token numbers, as the model came without a tokenizer (tokenizer.json)", "a str", "tokens"))
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:  # what a terminal's bytes become that are not UTF-8
+                raise ValueError(bad("text", "letters", f"{text[error.start]!r}, half of one", "tokens")) from None
             (encoding,) = self.tokenizer.encode_batch([text])
             text = encoding.ids
         given = as_array("text", text, "tokens")
