@@ -125,6 +125,11 @@ def diagnose(
     ModuleNotFoundError
         No SciPy.
 
+    Notes
+    -----
+    Some mixture of many values is near to much: of more keys than columns, in random directions, the cone is nearly everything.  What such
+    a mixture could do, no query and key would have been meant to do: then say which key was, by `wanted_key`.
+
     References
     ----------
     Lawson & Hanson, "Solving Least Squares Problems" (1974), chapter 23, for the non-negative least squares; Wolfe, "Finding the nearest
@@ -173,7 +178,7 @@ def diagnose(
         raise ValueError(bad("wanted_key", "a key that the query may attend to", str(wanted_key), WHO))
     best = best_weights[allowed] @ values[allowed]
     if direction:
-        error, value_error = 1 - _cosine(out, wanted), 1 - _cosine(best, wanted)
+        error, value_error = 1 - _cosine(out, wanted), max(0.0, 1 - _cosine(best, wanted))
         weight_error = error - value_error
     else:
         size = float(np.linalg.norm(wanted))

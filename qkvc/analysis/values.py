@@ -73,6 +73,10 @@ def value_zeroing(query: ArrayLike, key: ArrayLike, value: ArrayLike, **options:
     ValueError, TypeError
         As from `qkvc.attention`, and for an option that chooses parts or a layout.
 
+    Notes
+    -----
+    Holds some six arrays of the result's shape, in float64.
+
     References
     ----------
     Mohebbi, Zuidema, Chrupala & Alishahi, "Quantifying Context Mixing in Transformers" (2023), section 3.
@@ -160,6 +164,10 @@ def norm_weighted_attention(
     ------
     ValueError, TypeError
         As from a call of `attention`; a layer with an extra key.
+
+    Notes
+    -----
+    Holds the weights, (..., H, L, S), twice in float64; time H^2 (L S + S D^2), the lengths of sums being sums over pairs of heads.
 
     References
     ----------
