@@ -14,7 +14,7 @@ from typing import Any
 
 import qkvc
 from qkvc._console import add_sizes, complain, parse_integers, parse_sizes, table
-from qkvc.commands import params
+from qkvc.commands import look, params
 from qkvc.nn import DamagedCheckpoint
 from qkvc.train import Settings, train
 
@@ -188,6 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     tried.add_argument("--seed", type=int, default=0, help="of the first model (default: %(default)s)")
     tried.set_defaults(command=_experiment, misuse=tried.error)
 
+    look.add(commands)
     params.add(commands)
 
     # Only for the list of commands: main() hands it everything that follows, --help included.

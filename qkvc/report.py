@@ -58,7 +58,7 @@ def report(
     *,
     title: str | None = None,
     statistics: Mapping[str, ArrayLike] | None = None,
-    roles: Sequence[Sequence[Any]] | None = None,
+    roles: Sequence[Sequence[Any]] | NDArray[np.object_] | None = None,
     ablation: Mapping[str, ArrayLike] | None = None,
     language: Literal["en", "zh"] = "en",
 ) -> Path:
@@ -80,7 +80,7 @@ def report(
     statistics : mapping of str to array_like, shape (layers, H), optional
         A number for each head by the name of what it is; NaN for none.  By default, of layers that came as weights, what
         `qkvc.analysis.HeadStatistics.from_weights` has: entropy, confidence, distance, the first token's share.
-    roles : sequence of sequence, shape (layers, H), optional
+    roles : sequence of sequence or ndarray of object, shape (layers, H), optional
         Of each head None, a name, or a pair (name, score), as from `qkvc.analysis.head_roles`.
     ablation : mapping of str to array_like, shape (layers, H), optional
         What changes when a head is ablated, such as the change of `qkvc.analysis.ablate`; as `statistics`.

@@ -99,12 +99,12 @@ class Browser:
         return result
 
     def open(self, path: Path, fragment: str = "") -> None:
-        """Load a file and wait until its page says that a head is shown."""
+        """Load a file and wait until its tokens are there."""
         self.requests.clear()
         self.complaints.clear()
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=f"{path.resolve().as_uri()}{fragment}")
-        self.until("document.readyState === 'complete' && document.querySelector('#scale')?.textContent !== ''")
+        self.until("document.readyState === 'complete' && document.querySelector('#rows')?.children.length > 0")
 
     def ask(self, expression: str) -> Any:
         """The value of an expression in the page; of a promise, what it brings."""

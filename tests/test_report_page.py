@@ -218,7 +218,7 @@ def test_ten_thousand_tokens(browser: Browser, tmp_path: Path) -> None:
 def test_a_request_and_a_complaint_would_be_seen(browser: Browser, tmp_path: Path) -> None:
     """What the other tests rely on."""
     path = tmp_path / "r.html"
-    path.write_text("<p id='scale'>x</p><img src='missing.png'><script>console.log('hello'); missing()</script>")
+    path.write_text("<p id='rows'><i></i></p><img src='missing.png'><script>console.log('hello'); missing()</script>")
     browser.open(path)
     browser.settle()
     assert any("missing.png" in url for url in browser.requests)

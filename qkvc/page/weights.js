@@ -1,7 +1,7 @@
 const ROW = 24; // px a token, as in the style sheet
 const SHOWN = 6, LEAST = 0.05; // of a query's links while no token is chosen
 const MOST = 60; // lines of a token
-const BINS = 480; // rows and columns of a heat map: beyond, a cell is the largest of several tokens
+const BINS = 512; // rows and columns of a heat map: beyond, a cell is the largest of several tokens
 
 const $ = (id) => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
