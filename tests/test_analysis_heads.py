@@ -62,7 +62,7 @@ def test_every_option(rng: np.random.Generator, name: str) -> None:
 
 
 @pytest.mark.parametrize("reach", [{}, {"causal": True}, {"window": (3, 2)}, {"key_lengths": [3, 60]}])
-def test_from_keys_and_from_weights_agree(rng: np.random.Generator, reach: dict[str, Any]) -> None:
+def test_from_keys_and_from_weights_agree(isa: str, rng: np.random.Generator, reach: dict[str, Any]) -> None:
     """From float32 too, as both are computed in float64."""
     query, key, _ = operands(rng, (2,), (4, 2), (60, 60), (16, 4))
     weights = qkvc.attention_weights(np.float64(query), np.float64(key), **reach)

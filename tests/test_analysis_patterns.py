@@ -102,7 +102,7 @@ def test_one_head_without_axes(words: list[int], causal: bool, seed: int) -> Non
         np.testing.assert_allclose(score, expected, rtol=1e-12, err_msg=name)
 
 
-def test_a_mask_of_ones_own_and_nothing_else(rng: np.random.Generator) -> None:
+def test_a_mask_of_ones_own_and_nothing_else(isa: str, rng: np.random.Generator) -> None:
     query, key, _ = operands(rng, (), (3, 3), (6, 8), (4, 4))
     pattern = rng.random((3, 6, 8)) < 0.3
     got = pattern_scores(query, key, patterns=(), custom={"mine": pattern})
@@ -156,7 +156,7 @@ def test_roles_by_rule() -> None:
     assert [role.name for role in head_roles(scores, rules=mine)] == ["mine"] * 4
 
 
-def test_heads_made_for_a_role(rng: np.random.Generator) -> None:
+def test_heads_made_for_a_role(isa: str, rng: np.random.Generator) -> None:
     """Keys that are one-hot, so that each head looks where it was told to."""
     words = [5, 7, 9, 5, 7, 9, 5, 7, 9, 5]
     length, eye = len(words), np.eye(len(words))

@@ -25,7 +25,10 @@ def weights_of(rng: np.random.Generator, *shape: int) -> Any:
 # --- distances and similarities --------------------------------------------------------------------------------------------------------
 
 
-def test_js_distance(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("at_once", [1, 300, 1 << 18])
+def test_js_distance(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    """However few heads are taken at once."""
+    monkeypatch.setattr("qkvc.analysis.similarity.AT_ONCE", at_once)
     weights = weights_of(rng, 2, 4, 7, 9)
     weights[0, 1, 3] = 0  # attends to nothing
     weights[:, 2] *= 0.7  # the rest is a sink's

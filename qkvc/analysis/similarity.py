@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 
+AT_ONCE = 1 << 18  # weights: each of SciPy's temporaries is then 2 MB, where 144 heads of 512 tokens at once would make it 300
+
+
 def js_distance(weights: ArrayLike) -> NDArray[np.float64]:
     """The Jensen-Shannon distance between the weights of any two heads, the mean over the queries.
 
@@ -40,7 +43,8 @@ def js_distance(weights: ArrayLike) -> NDArray[np.float64]:
 
     Notes
     -----
-    Time O(H^2 L_q L_k).  Clark et al. (2019, section 6) compare heads by the divergence, this distance squared.
+    Time O(H^2 L_q L_k), some 40 ns for each of H^2 / 2 pairs, query and key: 7 s for 144 heads of 128 tokens.  Clark et al. (2019, section
+    6) compare heads by the divergence, this distance squared.
 
     References
     ----------
@@ -52,13 +56,15 @@ def js_distance(weights: ArrayLike) -> NDArray[np.float64]:
     some = np.asarray((p > 0).any(-1))
     count = p.shape[-3]
     result = np.zeros((*p.shape[:-3], count, count))
+    step = max(1, AT_ONCE // max(p[..., 0, :, :].size, 1)) if count else 1
     for head in range(count):
-        mine, others = slice(head, head + 1), slice(head, count)
-        both = some[..., mine, :] & some[..., others, :]
-        with np.errstate(invalid="ignore"):  # rows of 0, which are left out
-            each = jensenshannon(p[..., mine, :, :], p[..., others, :, :], base=2, axis=-1)
-            mean = np.where(both, each, 0).sum(-1) / both.sum(-1)
-        result[..., head, others] = result[..., others, head] = np.clip(mean, 0, 1)  # rounding: up to 2e-8 from nothing, 1 + 2e-16
+        for start in range(head, count, step):
+            mine, others = slice(head, head + 1), slice(start, min(start + step, count))
+            both = some[..., mine, :] & some[..., others, :]
+            with np.errstate(invalid="ignore"):  # rows of 0, which are left out
+                each = jensenshannon(p[..., mine, :, :], p[..., others, :, :], base=2, axis=-1)
+                mean = np.where(both, each, 0).sum(-1) / both.sum(-1)
+            result[..., head, others] = result[..., others, head] = np.clip(mean, 0, 1)  # rounding: up to 2e-8 from nothing, 1 + 2e-16
     return result
 
 
