@@ -59,7 +59,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     assert caught.value.code == 0
     out = capsys.readouterr().out
-    for command in ("info", "demo", "explain", "experiment", "bench"):
+    for command in ("info", "demo", "explain", "experiment", "look", "bench"):
         assert re.search(rf"^    {command}\b", out, re.MULTILINE)
 
 

@@ -70,7 +70,10 @@ def cells(out: str, title: str) -> list[list[str]]:
     return rows
 
 
-def test_what_it_says_is_what_the_model_does(directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_it_says_is_what_the_model_does(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(look, "draw", lambda *_: [])  # the slower half, and `test_pictures`' business
     assert run(TEXT, "--model", directory, "--out", tmp_path / "out", "--layer", 2, "--head", 1) == 0
     out = capsys.readouterr().out
     watch = load(directory).watch(TEXT)
