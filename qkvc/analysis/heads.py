@@ -92,7 +92,7 @@ def head_statistics(query: ArrayLike, key: ArrayLike, **options: Unpack[Options]
     confidence : ndarray, shape (..., H)
         The largest p, from 0 to 1 (Voita et al. 2019, section 4).
     distance : ndarray, shape (..., H)
-        sum p |position - j|, in tokens.  Position i for row i, unless `causal` or `q_offset` says another.
+        sum p abs(position - j), in tokens.  Position i for row i, unless `causal` or `q_offset` says another.
     first_mass : ndarray, shape (..., H)
         p of the first key, from 0 to 1: what an attention sink takes (Xiao et al. 2023).
     key_mass : ndarray, shape (..., H, L_k)

@@ -48,16 +48,18 @@ def pattern_scores(
 ) -> dict[str, PatternScore]:
     """The weight that each head puts on a pattern, the mean over its queries.
 
-    | pattern       | the keys j of a query at position p                                       | wants `tokens` |
-    |---------------|---------------------------------------------------------------------------|----------------|
-    | "previous"    | j = p - 1                                                                 |                |
-    | "next"        | j = p + 1                                                                 |                |
-    | "diagonal"    | j = p, the token itself                                                   |                |
-    | "first"       | j = 0                                                                     |                |
-    | "duplicate"   | j < p where the same token stands                                         | any            |
-    | "induction"   | 0 < j <= p behind an earlier occurrence of the token: token j - 1 equals it | any            |
-    | "separator"   | where one of `separators` stands                                          | strings        |
-    | "punctuation" | where all characters are punctuation or symbols (Unicode P and S)         | strings        |
+    =============  ===========================================================================  ==============
+    pattern        the keys j of a query at position p                                          wants `tokens`
+    =============  ===========================================================================  ==============
+    "previous"     j = p - 1
+    "next"         j = p + 1
+    "diagonal"     j = p, the token itself
+    "first"        j = 0
+    "duplicate"    j < p where the same token stands                                            any
+    "induction"    0 < j <= p behind an earlier occurrence of the token: token j - 1 equals it  any
+    "separator"    where one of `separators` stands                                             strings
+    "punctuation"  where all characters are punctuation or symbols (Unicode P and S)            strings
+    =============  ===========================================================================  ==============
 
     Parameters
     ----------
@@ -91,10 +93,10 @@ def pattern_scores(
     Notes
     -----
     No weights are written down.  "first", "separator" and "punctuation" are attention with 0 and 1 for values, one sweep for all of
-    them.  For any other pattern exp(lse of attention under it as a mask - lse) is the mass on it, to about |lse| units of the last place of
-    float64; the first three take O(L) time, the others a sweep and L_q L_k bytes, which all heads share.  So the four patterns without
-    tokens take 1.6 to 4.3 times the time of `attention` in float32, and the six that any tokens allow 6 to 9 times (as measured for
-    `head_statistics`).
+    them.  For any other pattern exp(lse of attention under it as a mask - lse) is the mass on it, to about abs(lse) units of the last
+    place of float64; the first three take O(L) time, the others a sweep and L_q L_k bytes, which all heads share.  So the four patterns
+    without tokens take 1.6 to 4.3 times the time of `attention` in float32, and the six that any tokens allow 6 to 9 times (as measured
+    for `head_statistics`).
 
     References
     ----------

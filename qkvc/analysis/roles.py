@@ -85,17 +85,19 @@ def head_roles(
     that put more than half of it on the token before or behind; spread over the several keys of other patterns it is less.  The factor
     keeps short texts from giving every head a role: uniform causal attention over 4 tokens puts 0.52 of its weight on the first.
 
-    | role        | score              | at least | times uniform | over queries |
-    |-------------|--------------------|----------|---------------|--------------|
-    | induction   | induction          | 0.4      | 3             | 3            |
-    | duplicate   | duplicate          | 0.4      | 3             | 3            |
-    | previous    | previous           | 0.4      | 2             |              |
-    | next        | next               | 0.4      | 2             |              |
-    | self        | diagonal           | 0.4      | 2             |              |
-    | separator   | separator          | 0.4      | 2             |              |
-    | punctuation | punctuation        | 0.4      | 2             |              |
-    | first       | first              | 0.4      | 2             |              |
-    | broad       | normalised entropy | 0.9      |               |              |
+    ===========  ==================  ========  =============  ============
+    role         score               at least  times uniform  over queries
+    ===========  ==================  ========  =============  ============
+    induction    induction           0.4       3              3
+    duplicate    duplicate           0.4       3              3
+    previous     previous            0.4       2
+    next         next                0.4       2
+    self         diagonal            0.4       2
+    separator    separator           0.4       2
+    punctuation  punctuation         0.4       2
+    first        first               0.4       2
+    broad        normalised entropy  0.9
+    ===========  ==================  ========  =============  ============
 
     On MiniLM (6 layers of 12 heads, both counted from 0) and four sentences of 16 to 30 tokens, head 2 of layer 0 is always "previous", at
     1.00, and head 8 of layer 1 "next", at 0.57 to 0.69; the other heads of layer 0 are "broad" or have no role.  Most of the rest look at

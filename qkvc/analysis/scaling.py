@@ -129,7 +129,7 @@ def sharpness(scores: ArrayLike, scales: ArrayLike) -> Sharpness:
 
 
 def length_and_direction(query: ArrayLike, key: ArrayLike, *, scale: float | None = None) -> LengthDirection:
-    """Take scores apart: scale * q . k = scale * |q| |k| cos(q, k).
+    """Take scores apart: scale * q . k = scale * length(q) * length(k) * cos(q, k).
 
     The length of a query makes its softmax sharper or flatter and moves no key before another; which key wins is a matter of the keys'
     directions, as seen from the query, and of their lengths.
@@ -146,9 +146,9 @@ def length_and_direction(query: ArrayLike, key: ArrayLike, *, scale: float | Non
     Returns
     -------
     query_length : ndarray of float64, shape (..., H, L_q)
-        |scale| |q|.
+        Of q, times abs(scale).
     key_length : ndarray of float64, shape (..., H_kv, L_k)
-        |k|.
+        Of k.
     cosine : ndarray of float64, shape (..., H, L_q, L_k)
         From -1 to 1, with the sign of the scale; 0 where either is 0.  query_length * key_length * cosine are the scores.
     by_direction : ndarray of float64, shape (..., H, L_q)

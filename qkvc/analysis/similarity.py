@@ -69,7 +69,7 @@ def js_distance(weights: ArrayLike) -> NDArray[np.float64]:
 
 
 def cosine_similarity(x: ArrayLike) -> NDArray[np.float64]:
-    """The cosine between any two heads, each taken as one long vector: <x_g, x_h> / (|x_g| |x_h|).
+    """The cosine between any two heads, each taken as one long vector: <x_g, x_h> / sqrt(<x_g, x_g> <x_h, x_h>).
 
     Parameters
     ----------
@@ -96,8 +96,8 @@ def cosine_similarity(x: ArrayLike) -> NDArray[np.float64]:
 def cka(outputs: ArrayLike) -> NDArray[np.float64]:
     """Linear centred kernel alignment of any two heads' outputs: do they carry the same, up to a rotation and a scale?
 
-    |Y^T X|^2 / (|X^T X| |Y^T Y|) in Frobenius norms, where X and Y are the outputs of two heads less their means over the tokens (Kornblith
-    et al. 2019, section 3).
+    F(X, Y) / sqrt(F(X, X) F(Y, Y)), where F(X, Y) is the sum of the squares of Y^T X, and X and Y are the outputs of two heads less their
+    means over the tokens (Kornblith et al. 2019, section 3).
 
     Parameters
     ----------
