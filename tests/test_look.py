@@ -136,6 +136,8 @@ def test_in_chinese(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert words in out
     assert ["it (10)", "animal (2)", "3.1", "0.677"] in cells(out, "词与词之间最强的联系")
     assert opened(tmp_path / "report.html")[0]["language"] == "zh"
+    assert "只看前" not in out
+    assert look.was_cut(minilm.MiniLM.from_package(), "word " * 255)
 
 
 def test_every_word_has_its_chinese() -> None:

@@ -137,6 +137,7 @@ def test_keys_walk_through_tokens_and_heads(page: Browser) -> None:
     page.press("Enter")
     page.until("document.querySelector('#head-heading').textContent === 'Layer 0, head 1'")
     assert page.ask("location.hash") == "#layer-0-head-1"
+    assert page.ask("[...document.querySelectorAll('.cell')].map(c => c.tabIndex)") == [-1, 0, -1, -1, -1, -1]
 
 
 def test_the_heat_map_tells_the_weight_under_the_mouse(page: Browser) -> None:
@@ -194,6 +195,13 @@ def test_hostile_tokens_are_text(browser: Browser, tmp_path: Path) -> None:
     assert texts(browser, "h1") == ["</title><script>alert(1)</script>"]
     assert browser.requests == [path.resolve().as_uri()]
     assert browser.complaints == []
+
+
+def test_the_policy_forbids_requests(browser: Browser, small: Path) -> None:
+    browser.surroundings()
+    browser.open(small)
+    assert browser.ask("fetch('data:text/plain,x').then(() => 'came', () => 'refused')") == "refused"
+    assert any("Content Security Policy" in complaint for complaint in browser.complaints)
 
 
 def test_ten_thousand_tokens(browser: Browser, tmp_path: Path) -> None:

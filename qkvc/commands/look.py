@@ -126,7 +126,7 @@ def run(options: argparse.Namespace) -> int:
     listed = "  ".join(f"{index} {_shown(token)}" for index, token in enumerate(tokens[:SHOWN_TOKENS]))
     say(words("{0} tokens: {1}", len(tokens), listed) + (" …" if len(tokens) > SHOWN_TOKENS else ""))
     found = look(model, options.text, ablation=options.ablation)
-    if _was_cut(model, options.text):
+    if was_cut(model, options.text):
         say(words("only the first {0} tokens are looked at", len(tokens)))
     show_roles(found, words)
     show_links(found, words)
@@ -164,7 +164,8 @@ def _chosen(options: argparse.Namespace, model: Model) -> tuple[int, int] | None
     return options.layer, options.head
 
 
-def _was_cut(model: Model, text: str) -> bool:
+def was_cut(model: Model, text: str) -> bool:
+    """Does the model's tokenizer leave the end of the text out, as MiniLM's does after 256 tokens?"""
     return bool(model.tokenizer.encode(text).overflowing)
 
 

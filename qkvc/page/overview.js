@@ -71,7 +71,9 @@ function legend() {
 
 const places = Array.from({ length: layers * heads }, (_, n) => ({ layer: Math.floor(n / heads), head: n % heads }));
 const cells = places.map(({ layer, head }) => {
-  const cell = make("button", { className: "cell", type: "button" }, make("canvas", { width: 1, height: 1 }), make("em"), make("span"));
+  // One of them is a stop of the Tab key, the others are for the arrows.
+  const parts = [make("canvas", { width: 1, height: 1 }), make("em"), make("span")];
+  const cell = make("button", { className: "cell", type: "button", tabIndex: -1 }, ...parts);
   cell.addEventListener("click", () => choose(layer, head));
   cell.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -heads, ArrowDown: heads }[event.key];
@@ -133,9 +135,14 @@ function showMarks() {
 }
 
 function choose(layer, head, scroll = false) {
-  cellOf(state.layer, state.head).setAttribute("aria-pressed", "false");
+  const press = (pressed) => {
+    const cell = cellOf(state.layer, state.head);
+    cell.setAttribute("aria-pressed", pressed);
+    cell.tabIndex = pressed ? 0 : -1;
+  };
+  press(false);
   Object.assign(state, { layer, head });
-  cellOf(layer, head).setAttribute("aria-pressed", "true");
+  press(true);
   history.replaceState(null, "", `#layer-${layer}-head-${head}`);
   if (scroll) $("head-heading").scrollIntoView({ block: "start" });
   return showHead();
