@@ -6,6 +6,9 @@ from pathlib import Path
 import qkvc
 
 sys.path.insert(0, str(Path(__file__).parent))  # for gallery.py
+import gallery
+
+gallery.main(Path(__file__).parent.parent / "out" / "gallery")
 
 project = "qkvc"
 author = "the qkvc developers"

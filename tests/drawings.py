@@ -52,12 +52,11 @@ def texts(figure: Any) -> list[Any]:
     return [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip() and id(text) not in hidden]
 
 
-def check_legible(figure: Any) -> None:
-    """Every text lies inside the figure, is 4.5 points or larger, and covers no other one."""
-    figure.draw_without_rendering()
-    page = figure.bbox
+def check_legible(figure: Any) -> list[str]:
+    """Every text lies inside the figure, is 4.5 points or larger, and covers no other one; gives back what they say."""
+    page, found = figure.bbox, texts(figure)
     names, boxes = [], []
-    for text in texts(figure):
+    for text in found:
         said, box = text.get_text(), text.get_window_extent()
         assert text.get_fontsize() >= 4.5, said
         for outside in (page.x0 - box.x0, page.y0 - box.y0, box.x1 - page.x1, box.y1 - page.y1):
@@ -69,6 +68,7 @@ def check_legible(figure: Any) -> None:
     shared = (np.minimum(high[:, None], high) - np.maximum(low[:, None], low)).min(-1)  # of each with each, the shorter side
     covers = [(names[a], names[b]) for a, b in np.argwhere(np.triu(shared, 1) >= 2)]
     assert not covers
+    return [text.get_text() for text in found]
 
 
 def bars(figure: Any) -> list[Any]:

@@ -165,7 +165,7 @@ def label_ticks(axis: Axis, labels: Sequence[str], inches: float, slanted: bool 
     size on only every n-th of them."""
     cell = 72 * inches / len(labels)
     size = float(np.clip(0.8 * cell, SMALLEST, LARGEST))
-    step = max(1, ceil(1.2 * size / cell))
+    step = 1 if cell >= 1.2 * size else ceil(1.6 * size / cell)
     texts = [shown(label) for label in labels[::step]]
     turn: dict[str, Any] = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
     axis.set_ticks(np.arange(0, len(labels), step) * apart + (apart - 1) / 2, texts, fontsize=size, **turn, **style(*texts))

@@ -69,8 +69,11 @@ def concat(
     end = start + _WIDE * len(drawn)
     ax = axes_of(ax, 0.62 * (end + 1.5), 0.62 * (_TALL + depth + 2.6), who)
 
+    width_inches, height_inches = size_inches(ax)
+    unit = min(width_inches / (end + 1.6), height_inches / (_TALL + depth + 1.3))
+
     def write(x: float, y: float, text: str, size: float = 10, **options: str) -> None:
-        ax.text(x, y, text, fontsize=size, **{"ha": "center", "va": "center", **options}, **style(text))  # type: ignore[arg-type]
+        ax.text(x, y, text, fontsize=size * min(1.0, unit / 0.45), **{"ha": "center", "va": "center", **options}, **style(text))  # type: ignore[arg-type]
 
     middle = depth / 2
     for place, face in enumerate(faces):
