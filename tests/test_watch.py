@@ -99,6 +99,19 @@ def test_values_and_heads_can_be_replaced(model: Bert) -> None:
     np.testing.assert_array_equal(model.watch(IDS).states, plain.states)
 
 
+def test_queries_and_keys_can_be_replaced(model: Bert) -> None:
+    plain, other = model.watch(IDS), model.watch(IDS[::-1])
+    for name in ("query", "key"):
+        seen = model.watch(IDS, [Edit(1, **{name: lambda x, name=name: getattr(other, name)[1]})])
+        np.testing.assert_array_equal(getattr(seen, name)[1], getattr(other, name)[1])
+        for kept in {"query", "key", "value"} - {name}:
+            np.testing.assert_array_equal(getattr(seen, kept)[1], getattr(plain, kept)[1])
+        weights, heads = explicit(seen, 1)
+        np.testing.assert_allclose(seen.weights(1), weights, rtol=0, atol=2e-6)
+        np.testing.assert_allclose(seen.heads[1], heads, rtol=0, atol=1e-5)
+        assert np.abs(heads - plain.heads[1]).max() > 1e-2, name
+
+
 L, H = len(IDS), BERT["num_attention_heads"]
 
 
@@ -115,6 +128,8 @@ L, H = len(IDS), BERT["num_attention_heads"]
         ([Edit(0, mask=np.ones((2, L, L), bool))], ValueError, ("mask", "(4 or 1, 7, 7)", "(2, 7, 7)")),
         ([Edit(0, mask=np.ones((L, 1), bool))], ValueError, ("mask", "(7, 1)")),
         ([Edit(0, value=3)], TypeError, ("value", "function", "int")),  # type: ignore[arg-type]
+        ([Edit(0, key=3)], TypeError, ("key", "function", "int")),  # type: ignore[arg-type]
+        ([Edit(0, query=lambda query: query[:, :1])], ValueError, ("query", "(4, 7, 6)", "(4, 1, 6)")),
         ([Edit(0, value=lambda value: value[:1])], ValueError, ("value", "(4, 7, 6)", "(1, 7, 6)")),
         ([Edit(0, replace=lambda heads: None)], TypeError, ("replace", "None")),  # type: ignore[arg-type, return-value]
         ([Edit(0, replace=lambda heads: heads * 1j)], TypeError, ("replace", "complex")),

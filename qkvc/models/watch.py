@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 class Edit(NamedTuple):
     """An intervention on the attention of one layer; what is None is left alone.
 
-    They apply in the order value, mask, head_scale, replace.  Several edits of a layer add up: masks are intersected, scales multiplied,
-    functions called one after the other.  No matrix of weights is made for any of them: masks and scales are options of `qkvc.attention`.
+    They apply in the order query, key, value, mask, head_scale, replace.  Several edits of a layer add up: masks are intersected, scales
+    multiplied, functions called one after the other.  No matrix of weights is made for any of them: masks and scales are options of
+    `qkvc.attention`.
 
     Attributes
     ----------
@@ -41,6 +42,9 @@ class Edit(NamedTuple):
         Given what the heads bring back, (H, L, Dv), returns what W_O gets instead, of the same shape; it may write to what it is given.
     value : callable, optional
         Given the values, (H_kv, L, Dv), returns those that are attended to, likewise.
+    query, key : callable, optional
+        Given the queries, (H, L, D), or the keys, (H_kv, L, D), normed and rotated where the model does that, returns those that are
+        matched, likewise.
 
     Examples
     --------
@@ -55,6 +59,8 @@ class Edit(NamedTuple):
     mask: ArrayLike | None = None
     replace: Change | None = None
     value: Change | None = None
+    query: Change | None = None
+    key: Change | None = None
 
 
 class Watch(NamedTuple):
@@ -119,8 +125,7 @@ class Edited:
     def __init__(self) -> None:
         self.scale: NDArray[np.float64] | None = None
         self.mask: NDArray[np.bool_] | None = None
-        self.replace: list[Change] = []
-        self.value: list[Change] = []
+        self.changes: dict[str, list[Change]] = {"query": [], "key": [], "value": [], "replace": []}
 
     def take(self, edit: Edit, heads: int, length: int) -> None:
         if edit.head_scale is not None:
@@ -131,7 +136,7 @@ class Edited:
             if mask.shape not in ((heads, length, length), (1, length, length)):
                 raise ValueError(bad("mask", f"shape ({heads} or 1, {length}, {length})", shape_text(edit.mask), "watch"))
             self.mask = mask if self.mask is None else self.mask & mask
-        for name, changes in (("replace", self.replace), ("value", self.value)):
+        for name, changes in self.changes.items():
             change = getattr(edit, name)
             if change is not None:
                 if not callable(change):
@@ -139,9 +144,9 @@ class Edited:
                 changes.append(change)
 
 
-def _changed(name: str, x: Array, changes: Sequence[Change]) -> Array:
+def _changed(name: str, x: Array, its: Edited) -> Array:
     """What the functions make of (H, L, D), which nobody else reads: they may write to it."""
-    for change in changes:
+    for change in its.changes[name]:
         got = as_array(name, change(x), "watch")
         if got.shape != x.shape:
             raise ValueError(bad(name, f"a result of shape {x.shape}", shape_text(got), "watch"))
@@ -299,10 +304,10 @@ class Model(ABC):
         inputs, seen = [], _Seen([], [], [], [])
         for layer, its in zip(self.layers, edited, strict=True):
             inputs.append(layer.reads(states[-1]))
-            query, key, value = (part.swapaxes(-3, -2) for part in layer.attention.project(inputs[-1]))
-            value = _changed("value", value, its.value)
+            parts = zip(("query", "key", "value"), layer.attention.project(inputs[-1]), strict=True)
+            query, key, value = (_changed(name, part.swapaxes(-3, -2), its) for name, part in parts)
             options: dict[str, Any] = {"mask": its.mask, "head_scale": its.scale, "precision": self.precision}
-            heads = _changed("replace", qkvc.attention(query, key, value, causal=self.causal, **options), its.replace)
+            heads = _changed("replace", qkvc.attention(query, key, value, causal=self.causal, **options), its)
             for part, x in zip(seen, (query, key, value, heads), strict=True):
                 part.append(x)
             states.append(layer.after(states[-1], layer.attention.output(heads)))
