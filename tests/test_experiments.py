@@ -13,7 +13,7 @@ import qkvc
 from qkvc.experiments import four_tokens, freezing, induction, meaning, saturation, seats, splitting
 from qkvc.experiments.copying import look, repeated
 from qkvc.experiments.freezing import cut_off, means
-from qkvc.experiments.meaning import QUARTETS, cosines
+from qkvc.experiments.meaning import QUARTETS, cosines, directions
 from qkvc.experiments.model import AttentionModel
 from qkvc.experiments.offsets import looking_back
 from qkvc.experiments.training import IGNORED, learn, loss_of
@@ -126,7 +126,7 @@ def test_a_look_at_the_heads() -> None:
 
 def test_cosines() -> None:
     model = small_model(vocabulary=len(VOCABULARY))
-    found = cosines(model, 1, "bank")
+    found = cosines(directions(model, 1, "bank"))
     outputs = [
         [model.attentions[1](model.inputs(beginnings(topic, noun, half))[1])[:, -1] for noun, topic in QUARTETS["bank"]] for half in (0, 1)
     ]
@@ -171,7 +171,7 @@ def test_four_random_tokens_do_not_separate() -> None:
 
 
 def test_words_of_two_meanings_separate() -> None:
-    outcome = meaning(steps=150)
+    outcome = meaning(steps=150, every=30)
     assert outcome.entropy - 0.02 < outcome.loss < outcome.entropy + 0.06
     assert outcome.value_change == 0
     for word, similarity in outcome.similarities.items():
@@ -179,6 +179,10 @@ def test_words_of_two_meanings_separate() -> None:
         assert abs(before) < 0.2, word
         assert after > 0.5, word
         assert similarity.after[0, 1] > 0.9 > 0.6 > similarity.after[0, 2], word  # the companion is nearer than the word itself elsewhere
+        assert similarity.ways.shape == (len(outcome.steps), 4, 32)
+        last = similarity.ways[-1] / np.linalg.norm(similarity.ways[-1], axis=-1, keepdims=True)
+        assert (last @ last.T)[0, 1] > (last @ last.T)[0, 2:].max() + 0.2, word
+    assert outcome.steps.tolist() == [*range(0, 150, 30), 150]
     assert [table.rows[0][0] for table in outcome.tables()] == ["apple (fruit)", "bank (river)"]
 
 
@@ -272,6 +276,7 @@ def test_saturation() -> None:
         (lambda: seats(runs=0), "seats: runs: expected"),
         (lambda: splitting(relations=(0,)), "splitting: relations: expected"),
         (lambda: saturation(keys=0), "saturation: keys: expected"),
+        (lambda: meaning(every=0), "meaning: every: expected"),
         (lambda: meaning(heads=3), "MultiHeadAttention: embed_dim: expected a multiple of num_heads, 3"),
     ],
 )

@@ -21,12 +21,28 @@ QUARTETS = {  # a word of two meanings, and for each of them a word that has no 
 }
 
 
+def names(word: str) -> list[str]:
+    """The four tokens of a quartet, each with its topic."""
+    return [f"{noun} ({topic})" for noun, topic in QUARTETS[word]]
+
+
 class Similarity(NamedTuple):
     """Cosines between the outputs of attention at four tokens, which are those of `QUARTETS`."""
 
     word: str
     before: Array  # (4, 4)
     after: Array
+    ways: Array  # (times, 4, E): mean directions of the outputs while training, from before to after
+
+    @property
+    def names(self) -> list[str]:
+        """Of the four tokens: "apple (fruit)" and so on."""
+        return names(self.word)
+
+    @property
+    def topics(self) -> list[str]:
+        """Of the four tokens: "fruit" and so on."""
+        return [topic for _, topic in QUARTETS[self.word]]
 
     @property
     def separation(self) -> tuple[float, float]:
@@ -42,15 +58,15 @@ class Meaning(NamedTuple):
     entropy: float
     similarities: dict[str, Similarity]
     value_change: float  # largest difference between the values of one word in two contexts
+    steps: Array  # (times,): of `ways`
 
     def tables(self) -> list[Table]:
         """To be shown."""
         shown = []
         for word, similarity in self.similarities.items():
-            names = [f"{noun} ({topic})" for noun, topic in QUARTETS[word]]
             rows = [
                 [name, *(f"{a:.2f} → {b:.2f}" for a, b in zip(*pair, strict=True))]
-                for name, *pair in zip(names, similarity.before, similarity.after, strict=True)
+                for name, *pair in zip(similarity.names, similarity.before, similarity.after, strict=True)
             ]
             shown.append(Table(f"Cosines of outputs, before → after training: {word}", ["", *(noun for noun, _ in QUARTETS[word])], rows))
         return shown
@@ -64,8 +80,7 @@ class FourTokens(NamedTuple):
 
     def tables(self) -> list[Table]:
         """To be shown."""
-        names = [f"{noun} ({topic})" for noun, topic in QUARTETS["apple"]]
-        rows = [[name, *(f"{weight:.3f}" for weight in row)] for name, row in zip(names, self.example, strict=True)]
+        rows = [[name, *(f"{weight:.3f}" for weight in row)] for name, row in zip(names("apple"), self.example, strict=True)]
         title = f"Weights of four random tokens, untrained; {100 * self.separated:.1f} % of other draws separate"
         return [Table(title, ["", *(noun for noun, _ in QUARTETS["apple"])], rows)]
 
@@ -112,16 +127,29 @@ def outputs(model: AttentionModel, layer: int, half: int, quartet: tuple[tuple[s
     return np.stack([model.attentions[layer](x)[:, -1] for x in inputs])
 
 
-def cosines(model: AttentionModel, layer: int, word: str) -> Array:
+def directions(model: AttentionModel, layer: int, word: str) -> Array:
+    """The mean direction of the outputs at each token, (2, 4, E), in sentences of either half."""
+    parts = np.stack([outputs(model, layer, half, QUARTETS[word]).astype(np.float64) for half in (0, 1)])
+    means: Array = (parts / np.linalg.norm(parts, axis=-1, keepdims=True)).mean(2)
+    return means
+
+
+def cosines(found: Array) -> Array:
     """Mean cosine of the outputs at each pair of tokens, (4, 4), over pairs of sentences that share no word of their topics."""
-    parts = (outputs(model, layer, half, QUARTETS[word]).astype(np.float64) for half in (0, 1))
-    one, other = (part / np.linalg.norm(part, axis=-1, keepdims=True) for part in parts)
-    means: Array = one.mean(1) @ other.mean(1).T  # of directions: the mean of all cosines
+    means: Array = found[0] @ found[1].T  # of directions: the mean of all cosines
     return (means + means.T) / 2
 
 
 def meaning(
-    *, layers: int = 1, width: int = 32, heads: int = 2, steps: int = 200, batch: int = 64, lr: float = 1e-2, seed: int = 0
+    *,
+    layers: int = 1,
+    width: int = 32,
+    heads: int = 2,
+    steps: int = 200,
+    batch: int = 64,
+    lr: float = 1e-2,
+    every: int = 10,
+    seed: int = 0,
 ) -> Meaning:
     """Train a small model to say the next word, and compare what attention brings to "apple" among fruit and among companies.
 
@@ -136,14 +164,17 @@ def meaning(
         How many steps, of how many sentences.
     lr : float, default 1e-2
         The highest learning rate.
+    every : int, default 10
+        Steps from one point of `ways` to the next.
     seed : int, default 0
         Of the initial weights and of the batches.
 
     Returns
     -------
-    Meaning(loss, entropy, similarities, value_change)
+    Meaning(loss, entropy, similarities, value_change, steps)
         The loss in nats a word, on 1024 new sentences, and that of who knows the grammar; for "apple" and for "bank" the cosines of
-        outputs before and after training; how much the last layer's values of "apple" differ between two contexts.
+        outputs before and after training, and the ways that these went meanwhile, to be drawn by `qkvc.plot.trajectories`; how much the
+        last layer's values of "apple" differ between two contexts; the steps of the ways.
 
     Raises
     ------
@@ -172,13 +203,21 @@ def meaning(
     """
     model = AttentionModel(len(VOCABULARY), width, layers=layers, heads=heads, rng=seed)
     last = layers - 1
-    before = {word: cosines(model, last, word) for word in QUARTETS}
-    learn(model, lambda rng: sentences(rng, batch), steps=steps, lr=lr, seed=seed)
+    moments: list[int] = []
+    ways: dict[str, list[Array]] = {word: [] for word in QUARTETS}
+
+    def watch(step: int) -> None:
+        moments.append(step)
+        for word, way in ways.items():
+            way.append(directions(model, last, word))
+
+    learn(model, lambda rng: sentences(rng, batch), steps=steps, lr=lr, seed=seed, every=as_count("every", every, "meaning"), watch=watch)
     return Meaning(
         loss_of(model, sentences(np.random.default_rng((seed, CHECK)), 1024)),
         entropy(),
-        {word: Similarity(word, before[word], cosines(model, last, word)) for word in QUARTETS},
+        {word: Similarity(word, cosines(way[0]), cosines(way[-1]), np.stack(way).mean(1)) for word, way in ways.items()},
         value_change(model, last),
+        np.array(moments),
     )
 
 
