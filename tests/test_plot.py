@@ -143,7 +143,7 @@ def test_signed_numbers_diverge_from_zero_and_nan_is_grey() -> None:
     assert heatmap(np.zeros((2, 2)), ["a", "b"]).images[0].get_clim() == (0, 1)
 
 
-@pytest.mark.parametrize(("queries", "keys"), [(10_000, 3), (700, 1500), (40, 1), (1, 300)])
+@pytest.mark.parametrize(("queries", "keys"), [(10_000, 3), (703, 1501), (40, 1), (1, 300)])
 def test_many_tokens(queries: int, keys: int) -> None:
     """Labels become fewer, not illegible; cells take the largest of several, so that no weight is lost."""
     weights = np.zeros((queries, keys), dtype=np.float32)

@@ -9,6 +9,7 @@ import pytest
 
 from qkvc.plot import concat, entropy, output_projection, overview, roles, roofline, score_variance, sharpness, similarity, trajectories
 from qkvc.plot._canvas import COLOURS
+from qkvc.plot._text import place_labels
 
 from .drawings import check_legible
 
@@ -227,6 +228,20 @@ def test_trajectories_that_stand_still_or_move_along_a_line() -> None:
     check_legible(trajectories(np.ones((2, 1, 2)), ["a"]).figure)
     ax = trajectories(np.arange(6.0).reshape(3, 1, 2), ["a"])
     assert ax.get_xlabel() == "component 1 (100 % of the variance)"
+
+
+def test_labels_stay_inside_and_apart() -> None:
+    from matplotlib.figure import Figure
+
+    ax = Figure(figsize=(4, 3), layout="constrained").add_subplot()
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    points = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0], [0.5, 0.5], [0.5, 0.5]])
+    place_labels(ax, points, ["a corner"] * 4 + ["a word", "another"], points)
+    for text in ax.texts:
+        box = text.get_window_extent()
+        assert ax.bbox.contains(box.x0, box.y0)
+        assert ax.bbox.contains(box.x1, box.y1)
+    check_legible(ax.figure)
 
 
 # --------------------------------------------------------------------------------------------------------------------------- speed
