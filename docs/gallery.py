@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import qkvc
-from qkvc import plot
+from qkvc import nn, plot
 
 ENGLISH = "The animal didn't cross the street because it was too tired."
 CHINESE = ["那", "只", "动物", "没有", "过", "马路", "，", "因为", "它", "太", "累", "了", "。"]
@@ -92,6 +92,7 @@ def pictures(language: str) -> Iterator[tuple[str, Any]]:
     weights = qkvc.softmax(scales[:, None] * np.array([1.0, 0.6, 0.2, -0.3, -1.0]))
     yield "sharpness", plot.sharpness(scales, weights, title=say("One takes all", "赢者通吃"), language=language)
 
+    yield "split", plot.split(4, 4, 16, 128, title="[4, 4, 16, 128]", language=language)
     yield "concat", plot.concat(32, 16, 128, title="4096 = 32 × 128", language=language)
     w_o = 0.05 * rng.standard_normal((384, 384)) * np.repeat(rng.uniform(0.3, 1.5, 12), 32)
     yield "output_projection", plot.output_projection(w_o, 12, title=say("Random numbers, as W_O", "以随机数代替 W_O"), language=language)
@@ -105,6 +106,10 @@ def pictures(language: str) -> Iterator[tuple[str, Any]]:
     groups = [say("fruit", "水果")] * 4 + [say("company", "公司")] * 4
     title = say("Random walks, pulled apart", "随机游走，逐渐分开")
     yield "trajectories", plot.trajectories(ways, [*fruit, *firms], steps=steps, groups=groups, title=title, language=language)
+
+    attention, norms = qkvc.MultiHeadAttention(512, 8, rng=0), (nn.LayerNorm(512), nn.LayerNorm(512))
+    block = nn.TransformerBlock(nn.SelfAttention(attention), nn.FeedForward(512, rng=0), norms)
+    yield "transformer_block", plot.transformer_block(block, title=say("What a block learns", "一个块学什么"), language=language)
 
     intensity = np.geomspace(0.5, 200, 14)
     roof = np.minimum(200, 50 * intensity)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from qkvc import plot
+from qkvc import MultiHeadAttention, plot
+from qkvc.nn import FeedForward, RMSNorm, SelfAttention, TransformerBlock
 
 rng = np.random.default_rng(0)
 TOKENS = ["the", "animal", "was", "tired"]
@@ -16,6 +17,7 @@ HEADS = rng.uniform(0.1, 1.3, (2, 3))
 DIMS = np.array([4.0, 16.0, 64.0])
 SCALES = np.array([0.1, 1.0, 10.0])
 WAYS = np.cumsum(rng.standard_normal((5, 3, 6)), 0)
+BLOCK = TransformerBlock(SelfAttention(MultiHeadAttention(64, 4)), FeedForward(64, activation="swiglu"), (RMSNorm(64), RMSNorm(64)))
 
 FIGURES: dict[str, Callable[..., Any]] = {
     "heatmap": lambda **how: plot.heatmap(WEIGHTS[0], TOKENS, **how),
@@ -27,9 +29,11 @@ FIGURES: dict[str, Callable[..., Any]] = {
     "rollout": lambda **how: plot.rollout(WEIGHTS, TOKENS, query=1, **how),
     "score_variance": lambda **how: plot.score_variance(DIMS, DIMS * 1.1, [1.1, 1.0, 0.9], **how),
     "sharpness": lambda **how: plot.sharpness(SCALES, WEIGHTS[0, :3], **how),
+    "split": lambda **how: plot.split(4, 12, 16, 64, **how),
     "concat": lambda **how: plot.concat(12, 16, 64, **how),
     "output_projection": lambda **how: plot.output_projection(rng.standard_normal((8, 12)), 3, **how),
     "trajectories": lambda **how: plot.trajectories(WAYS, ["apple", "pear", "sony"], groups=["fruit", "fruit", "firm"], **how),
+    "transformer_block": lambda **how: plot.transformer_block(BLOCK, **how),
     "roofline": lambda **how: plot.roofline([1, 10, 100], [30, 90, 80], peak=100, bandwidth=40, rivals=[20, np.nan, 70], **how),
 }
 

@@ -7,7 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qkvc.plot import concat, entropy, output_projection, overview, roles, roofline, score_variance, sharpness, similarity, trajectories
+from qkvc import MultiHeadAttention
+from qkvc.nn import FeedForward, LayerNorm, RMSNorm, SelfAttention, TransformerBlock
+from qkvc.plot import (
+    concat,
+    entropy,
+    output_projection,
+    overview,
+    roles,
+    roofline,
+    score_variance,
+    sharpness,
+    similarity,
+    split,
+    trajectories,
+    transformer_block,
+)
 from qkvc.plot._canvas import COLOURS
 from qkvc.plot._text import place_labels
 
@@ -148,6 +163,21 @@ def test_sharpness() -> None:
 # --------------------------------------------------------------------------------------------------------------------------- shapes
 
 
+@pytest.mark.parametrize(("batch", "heads", "drawn"), [(1, 1, (1, 1)), (4, 4, (4, 4)), (2, 9, (2, 8)), (40, 96, (8, 8))])
+def test_split(batch: int, heads: int, drawn: tuple[int, int]) -> None:
+    ax = split(batch, heads, 16, 128)
+    corners = np.array([patch.get_xy() for patch in ax.patches]).reshape(*drawn, 2)
+    assert (np.diff(corners[..., 0], axis=1) > ax.patches[0].get_width()).all()  # apart, head by head and item by item
+    assert (np.diff(corners[..., 1], axis=0) > ax.patches[0].get_height()).all()
+    colours = [patch.get_facecolor() for patch in ax.patches[: drawn[1]]]
+    assert len(set(colours)) == drawn[1]
+    assert [patch.get_facecolor() for patch in ax.patches[-drawn[1] :]] == colours  # a head has its colour in every item
+    words = said(ax)
+    assert words.count("16 × 128") == min(batch, 7 if batch > 8 else 8) * min(heads, 7 if heads > 8 else 8)
+    assert {f"head {heads - 1}", f"item {batch - 1}"} <= set(words)
+    check_legible(ax.figure)
+
+
 @pytest.mark.parametrize(("heads", "drawn"), [(1, 1), (4, 4), (8, 8), (9, 8), (96, 8)])
 def test_concat(heads: int, drawn: int) -> None:
     ax = concat(heads, 16, 128)
@@ -164,6 +194,49 @@ def test_concat(heads: int, drawn: int) -> None:
     assert f"head {heads - 1}" in words
     assert ("…" in words) is (heads > drawn)
     check_legible(ax.figure)
+
+
+def written(ax: Any, colour: Any) -> dict[str, int]:
+    """The arrays in boxes of a colour: their names with their shapes, and the counts below them."""
+    from matplotlib.colors import to_rgba
+
+    boxes = [patch.get_window_extent() for patch in ax.patches if patch.get_facecolor() == to_rgba(colour)]
+    texts = [text for text in ax.texts if any(box.contains(*text.get_transform().transform(text.get_position())) for box in boxes)]
+    texts = [text for text in texts if text.get_text()]  # arrows are empty ones
+    lines = [text.get_text().split("\n") for text in texts]
+    assert len(lines) == len(boxes)
+    return {name: int(count.replace(",", "")) for name, count in lines}
+
+
+def test_transformer_block() -> None:
+    norms = LayerNorm(64), LayerNorm(64)
+    block = TransformerBlock(SelfAttention(MultiHeadAttention(64, 4)), FeedForward(64), norms)
+    ax = transformer_block(block)
+    ax.figure.draw_without_rendering()
+    blue = written(ax, COLOURS[0])
+    squares = {f"W_{part}  64 × 64": 64 * 65 for part in "QKVO"}
+    assert blue == {"norm  64": 128} | squares | {"W_up  256 × 64": 256 * 65, "W_down  64 × 256": 64 * 257}
+    assert sum(blue.values()) + 128 == block.num_parameters()  # the second norm has the name of the first
+    said = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert said == [f"learned: {block.num_parameters():,}", "nothing to learn"]
+    assert "4 heads: softmax(Q Kᵀ / √16) V, concat" in [text.get_text() for text in ax.texts]
+    check_legible(ax.figure)
+
+
+def test_a_block_of_which_some_is_frozen() -> None:
+    attention = MultiHeadAttention(64, 4, num_kv_heads=2, extra_kv=True, qk_norm=1e-6, qkv_bias=False, out_bias=False)
+    block = TransformerBlock(SelfAttention(attention), FeedForward(64, 96, activation="swiglu", bias=False), (RMSNorm(64), RMSNorm(64)))
+    attention.freeze("v")
+    block.norm_2.weight.frozen = True
+    ax = transformer_block(block)
+    ax.figure.draw_without_rendering()
+    assert written(ax, "0.65") == {"W_V  32 × 64": 2048 + 32, "norm  64": 64}
+    gated = {"W_gate  96 × 64": 6144, "W_up  96 × 64": 6144, "W_down  64 × 96": 6144}
+    grouped = {"W_Q  64 × 64": 4096 + 16, "W_K  32 × 64": 2048 + 32 + 16, "W_O  64 × 64": 4096}  # with the norms of queries and keys
+    assert written(ax, COLOURS[0]) == {"norm  64": 64} | grouped | gated
+    learned = block.num_parameters() - 2048 - 64
+    said = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert said == [f"learned: {learned:,}", "frozen: 2,112", "nothing to learn"]
 
 
 def test_output_projection() -> None:
@@ -297,6 +370,9 @@ def test_roofline() -> None:
         (lambda: sharpness([1], [[1]], labels=[]), ValueError, "sharpness: labels: expected 1, one a key, got 0"),
         (lambda: concat(0, 1, 1), ValueError, "concat: num_heads: expected an integer of 1 or more, got 0"),
         (lambda: concat(1, 1.5, 1), TypeError, "concat: length: expected an integer of 1 or more, got float"),
+        (lambda: split(0, 1, 1, 1), ValueError, "split: batch: expected an integer of 1 or more, got 0"),
+        (lambda: split(1, 1, 1, "2"), TypeError, "split: head_dim: expected an integer of 1 or more, got str"),
+        (lambda: transformer_block(FeedForward(4)), TypeError, "transformer_block: block: expected a qkvc.nn.Trans.*, got FeedForward"),  # type: ignore[arg-type]
         (
             lambda: output_projection(np.ones((2, 5)), 2),
             ValueError,

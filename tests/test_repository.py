@@ -161,7 +161,7 @@ HELD_BY = {
     **{f"analysis/{part}": "analysis_similarity" for part in ("clusters", "similarity")},
     **{f"analysis/{part}": "analysis_flow" for part in ("flow", "rank", "scaling")},
     **{f"plot/{part}": "plot" for part in ("__init__", "_canvas", "_text", "_words", "weights")},
-    **{f"plot/{part}": "plot_figures" for part in ("heads", "scaling", "shapes", "speed", "training")},
+    **{f"plot/{part}": "plot_figures" for part in ("block", "heads", "scaling", "shapes", "speed", "training")},
     "nn/optimiser": "optimiser", "nn/checkpoint": "optimiser", "_files": "optimiser", "commands/look": "look",
 }  # fmt: skip
 

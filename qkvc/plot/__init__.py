@@ -8,9 +8,10 @@ and Ito.  Tokens are drawn as they are.  Chinese ones need a font that is instal
 one warning says which were looked for.
 """
 
+from qkvc.plot.block import transformer_block
 from qkvc.plot.heads import entropy, overview, roles, similarity
 from qkvc.plot.scaling import score_variance, sharpness
-from qkvc.plot.shapes import concat, output_projection
+from qkvc.plot.shapes import concat, output_projection, split
 from qkvc.plot.speed import roofline
 from qkvc.plot.training import trajectories
 from qkvc.plot.weights import head_grid, heatmap, rollout
@@ -28,5 +29,7 @@ __all__ = [
     "score_variance",
     "sharpness",
     "similarity",
+    "split",
     "trajectories",
+    "transformer_block",
 ]

@@ -1,8 +1,9 @@
-"""How heads become one output again: laid side by side, then mixed by W_O."""
+"""What becomes of heads: apart in a batch, laid side by side, then mixed by W_O."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,6 +18,81 @@ if TYPE_CHECKING:
 
 _BLOCKS = 8  # heads that are drawn one by one; of more, the first ones and the last
 _WIDE, _TALL, _STEP = 1.0, 1.6, 0.28  # of a block, and from one to the one behind it, in units of the diagram
+
+
+def _some(count: int) -> list[int]:
+    """The numbers of those that are drawn; -1 stands for those left out."""
+    return list(range(count)) if count <= _BLOCKS else [*range(_BLOCKS - 2), -1, count - 1]
+
+
+def _faces(drawn: Sequence[int]) -> list[Any]:
+    """A colour for each head: not to the light end, on which white names could not be read."""
+    from matplotlib import colormaps
+
+    return [NOBODY if head < 0 else colormaps["viridis"](0.62 * place / max(1, len(drawn) - 1)) for place, head in enumerate(drawn)]
+
+
+def split(
+    batch: int,
+    num_heads: int,
+    length: int,
+    head_dim: int,
+    *,
+    title: str | None = None,
+    language: str = "en",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw what the heads of a batch bring back, (B, H, L, D), as B · H matrices (L, D) of which no one knows of another.
+
+    Parameters
+    ----------
+    batch, num_heads, length, head_dim : int
+        B, H, L and D, at least 1.
+    title : str, optional
+        The heading.
+    language : {"en", "zh"}, default "en"
+        Of the captions: English or Chinese.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        Where it was drawn, without scales; its patches are the matrices, item by item: of more than 8 the first ones and the last.
+
+    Raises
+    ------
+    ValueError
+        A size is below 1.
+    TypeError
+        A size is no integer.
+    """
+    from matplotlib.patches import Rectangle
+
+    who = "split"
+    say = Words(language, who)
+    given = (("batch", batch), ("num_heads", num_heads), ("length", length), ("head_dim", head_dim))
+    items, heads, rows, width = (as_count(name, size, who) for name, size in given)
+    down, across = _some(items), _some(heads)
+    wide, tall = 1.25, 0.75
+    ax = axes_of(ax, 0.8 * (wide * len(across) + 1.6), 0.8 * (tall * len(down) + 0.9), who)
+    for place, head in enumerate(across):
+        name = "…" if head < 0 else say("head {0}", head)
+        ax.text((place + 0.5) * wide, -0.18, name, fontsize=9, ha="center", va="center", **style(name))
+    for line, item in enumerate(down):
+        name = "…" if item < 0 else say("item {0}", item)
+        ax.text(-0.12, (line + 0.5) * tall, name, fontsize=9, ha="right", va="center", **style(name))
+        for place, (head, face) in enumerate(zip(across, _faces(across), strict=True)):
+            left_out = item < 0 or head < 0
+            corner = (place * wide + 0.04, line * tall + 0.06)
+            colour = NOBODY if left_out else face
+            ax.add_patch(Rectangle(corner, wide - 0.08, tall - 0.12, facecolor=colour, edgecolor="white"))
+            middle, text = ((place + 0.5) * wide, (line + 0.5) * tall), "…" if left_out else f"{rows} × {width}"
+            ax.text(*middle, text, fontsize=8, ha="center", va="center", color="black" if left_out else "white")
+    ax.set(xlim=(-1.1, wide * len(across) + 0.05), ylim=(tall * len(down) + 0.05, -0.4), aspect="equal")
+    ax.set_axis_off()
+    heading(ax, title)
+    return ax
 
 
 def concat(
@@ -53,7 +129,6 @@ def concat(
     TypeError
         A size is no integer.
     """
-    from matplotlib import colormaps
     from matplotlib.patches import Rectangle
 
     who = "concat"
@@ -61,9 +136,8 @@ def concat(
     heads, rows, width = (
         as_count(name, size, who) for name, size in (("num_heads", num_heads), ("length", length), ("head_dim", head_dim))
     )
-    drawn = list(range(heads)) if heads <= _BLOCKS else [*range(_BLOCKS - 2), -1, heads - 1]  # -1: those left out
-    # Not to the light end, on which white names could not be read.
-    faces = [NOBODY if head < 0 else colormaps["viridis"](0.72 * place / max(1, len(drawn) - 1)) for place, head in enumerate(drawn)]
+    drawn = _some(heads)
+    faces = _faces(drawn)
     depth = _STEP * (len(drawn) - 1)
     start = _WIDE + depth + 2.2  # where the blocks side by side begin
     end = start + _WIDE * len(drawn)
