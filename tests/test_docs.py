@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from qkvc.models.minilm import PACKAGE
+
 pytest.importorskip("matplotlib", reason="the pages draw with matplotlib")
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs" / "en").glob("*.md"))
@@ -24,6 +26,8 @@ def tool() -> Any:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_page(page: Path) -> None:
+    if "MiniLM" in page.read_text(encoding="utf-8") and not importlib.util.find_spec(PACKAGE):
+        pytest.skip(f"the page looks into the model of {PACKAGE}")
     assert tool().check(page, write=False) == []
 
 

@@ -53,6 +53,7 @@ def test_overview() -> None:
     assert ax.figure.axes[1].get_ylabel() == "change"
     assert said(overview(values, label="", annotate=False)) == []
     assert said(overview([[0.5]], label="", number_format=".0%")) == ["50%"]
+    assert said(overview([[0.001, 0.5, -0.5, -0.001]], label="", number_format="+.2f")) == ["0.00", "+0.50", "−0.50", "0.00"]
     assert overview(np.abs(values), label="").images[0].get_clim() == (0, 1)
 
 

@@ -309,8 +309,8 @@ def _written(x: float, number_format: str, who: str) -> str:
         text = format(x, number_format)
     except (TypeError, ValueError):
         raise ValueError(bad("number_format", "a format of numbers, such as '.2f'", repr(number_format), who)) from None
-    # What rounds to 0 has no sign, and other signs are as wide as a plus.
-    return text.replace("-", "−" if re.search("[1-9]", text) else "")
+    # What rounds to 0 has no sign, and a minus is as wide as a plus.
+    return text.replace("-", "−") if re.search("[1-9]", text) else re.sub("[-+]", "", text)
 
 
 def _number_axes(ax: Axes, say: Words, layers: int, heads: int) -> None:
