@@ -111,12 +111,13 @@ def show_attention(model: MiniLM, picture: Path) -> None:
     looks = maps[:, :, row, column]
     layer, head = (int(index) for index in np.unravel_index(looks.argmax(), looks.shape))
     rows = [
-        [str(i + 1), *(f"{'*' if (i, j) == (layer, head) else ''}{100 * weight:.0f}" for j, weight in enumerate(weights))]
+        [str(i), *(f"{'*' if (i, j) == (layer, head) else ''}{100 * weight:.0f}" for j, weight in enumerate(weights))]
         for i, weights in enumerate(looks)
     ]
     say(f"\n{PRONOUN_SENTENCE}")
-    table(f'How much "{PRONOUN}" looks at "{NOUN}", in % of its attention', ["layer", *(f"h{j + 1}" for j in range(looks.shape[1]))], rows)
-    where = f"layer {layer + 1}, head {head + 1}"
+    say("Layers, heads and tokens are counted from 0, as everywhere in qkvc.")
+    table(f'How much "{PRONOUN}" looks at "{NOUN}", in % of its attention', ["layer", *(f"h{j}" for j in range(looks.shape[1]))], rows)
+    where = f"layer {layer}, head {head}"
     share, even = 100 * looks[layer, head], 100 / len(tokens)
     say(f'"{PRONOUN}" looks most at "{NOUN}" in {where}: {share:.1f} %, where an even spread would be {even:.1f} %')
 

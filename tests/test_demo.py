@@ -109,7 +109,8 @@ def test_with_the_model(model: MiniLM, tmp_path: Path, capsys: pytest.CaptureFix
     tokens, maps = model.attention_maps(demo.PRONOUN_SENTENCE)
     looks = maps[:, :, tokens.index("it"), tokens.index("animal")]
     layer, head, share = (int(n) for n in re.search(r"in layer (\d+), head (\d+): (\d+)\.\d %", out).groups())  # type: ignore[union-attr]
-    assert looks[layer - 1, head - 1] == looks.max()
+    assert looks[layer, head] == looks.max()
+    assert re.search(rf"^\W*{layer}\W.*\*{100 * looks.max():.0f}\b", out, re.MULTILINE)  # its row of the table has that number too
     assert share == int(100 * looks.max())
     # A trained model's head, not chance: an even spread would give it 6 %.
     assert looks.max() > 0.5
