@@ -15,8 +15,10 @@ author = "the qkvc developers"
 version = release = qkvc.__version__
 extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.autosummary"]
 myst_heading_anchors = 3
-exclude_patterns = ["README.md"]
+templates_path = ["templates"]
+exclude_patterns = ["templates"]
 
+autodoc_mock_imports = ["onnx"]  # whose operators qkvc.integrations.onnx are
 autodoc_typehints = "none"  # the docstrings have them, with shapes
 autodoc_member_order = "bysource"
 numpydoc_show_class_members = False

@@ -248,14 +248,16 @@ class Weights:
 
         Notes
         -----
-        | form  | weights                                                          | biases      |
-        |-------|------------------------------------------------------------------|-------------|
-        | torch | in_proj_weight, or q_, k_, v_proj_weight; out_proj.weight        | all or none |
-        | bert  | attention.self.query, .key, .value; attention.output.dense       | all         |
-        | gpt2  | c_attn, c_proj, stored (in, out)                                 | all         |
-        | llama | q_proj, k_proj, v_proj, o_proj                                   | none or all |
-        | qwen2 | the same                                                         | q, k, v     |
-        | qwen3 | the same, q_norm, k_norm                                         | none or all |
+        =====  ======================================================================  ===========
+        form   weights                                                                 biases
+        =====  ======================================================================  ===========
+        torch  `in_proj_weight`, or `q_proj_weight`, `k_` and `v_`; `out_proj.weight`  all or none
+        bert   `attention.self.query`, `.key`, `.value`; `attention.output.dense`      all
+        gpt2   `c_attn`, `c_proj`, stored (in, out)                                    all
+        llama  `q_proj`, `k_proj`, `v_proj`, `o_proj`                                  none or all
+        qwen2  the same                                                                q, k, v
+        qwen3  the same, `q_norm`, `k_norm`                                            none or all
+        =====  ======================================================================  ===========
 
         LLaMA and Qwen turn queries and keys by their positions: without `rope` the module does not.  torch's `add_zero_attn` leaves no
         trace in a state_dict and is not looked for.

@@ -154,7 +154,7 @@ class RopeConfig:
 
         Returns
         -------
-        (ndarray, ndarray), each of shape (*positions.shape, dim / 2), read-only
+        (ndarray, ndarray), each of shape (positions.shape..., dim / 2), read-only
 
         Raises
         ------

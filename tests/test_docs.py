@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +74,13 @@ def test_a_page_that_fails_or_draws_nothing(tmp_path: Path) -> None:
     assert "ZeroDivisionError" in fault
     assert 'page.md", line 2' in fault
     assert any("does not draw" in fault for fault in tool().check(tmp_path / "en" / "blank.md", write=False))
+
+
+PUBLIC = ("qkvc", *(f"qkvc.{name}" for name in ("analysis", "experiments", "models", "nn", "plot", "report")))
+
+
+def test_the_reference_lists_every_public_name_once() -> None:
+    listed = re.findall(r"^   ([\w.]+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    public = [f"{module}.{name}" for module in PUBLIC for name in importlib.import_module(module).__all__]
+    elsewhere = ["qkvc.integrations.onnx.ops"]  # which imports onnx
+    assert sorted(f"qkvc.{name}" for name in listed) == sorted([*public, *elsewhere])

@@ -3,15 +3,17 @@
 Every experiment is a function with a seed: the same bits each time, for any number of threads.  Its docstring says what came out, whether
 or not that is what one reads elsewhere.  ``qkvc experiment`` runs them.
 
-| function      | question                                                                                   |
-|---------------|--------------------------------------------------------------------------------------------|
-| `four_tokens` | Do random projections tell fruit from companies?                                           |
-| `meaning`     | Does the same word's output depend on its context, and do clusters emerge?                 |
-| `induction`   | Do heads take roles that nobody assigned, and when?                                        |
-| `seats`       | Which head takes which role: is its number of any meaning?                                 |
-| `splitting`   | One wide head or many narrow ones, with equal parameters?                                  |
-| `freezing`    | Which of Q, K and V is missed most, frozen in training or cut off from context afterwards? |
-| `saturation`  | Does the gradient vanish in a softmax without 1 / sqrt(d_k)?                               |
+=============  ==========================================================================================
+function       question
+=============  ==========================================================================================
+`four_tokens`  Do random projections tell fruit from companies?
+`meaning`      Does the same word's output depend on its context, and do clusters emerge?
+`induction`    Do heads take roles that nobody assigned, and when?
+`seats`        Which head takes which role: is its number of any meaning?
+`splitting`    One wide head or many narrow ones, with equal parameters?
+`freezing`     Which of Q, K and V is missed most, frozen in training or cut off from context afterwards?
+`saturation`   Does the gradient vanish in a softmax without 1 / sqrt(d_k)?
+=============  ==========================================================================================
 """
 
 from qkvc.experiments.copying import Induction, induction

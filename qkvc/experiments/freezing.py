@@ -124,15 +124,17 @@ def freezing(
     A tutorial has it that performance falls off sharply if values are frozen, "so that they do not change with the context", and little
     if keys are.  That can mean two things, and neither is true in general.  Measured in copying, with seeds 0 to 4:
 
-    |         | frozen in training | without context at inference |
-    |---------|--------------------|------------------------------|
-    | nothing | 0.07 to 0.12       | 0.07 to 0.12                 |
-    | Q       | 0.20 to 0.34       | 0.21 to 0.26                 |
-    | K       | 0.26 to 0.41       | 2.07 to 2.67                 |
-    | V       | 0.05 to 0.07       | 0.36 to 0.99                 |
-    | O       | 0.05 to 0.06       |                              |
-    | Q and K | 0.83 to 0.87       |                              |
-    | V and O | 0.10 to 0.14       |                              |
+    =======  ==================  ============================
+    fixed    frozen in training  without context at inference
+    =======  ==================  ============================
+    nothing  0.07 to 0.12        0.07 to 0.12
+    Q        0.20 to 0.34        0.21 to 0.26
+    K        0.26 to 0.41        2.07 to 2.67
+    V        0.05 to 0.07        0.36 to 0.99
+    O        0.05 to 0.06
+    Q and K  0.83 to 0.87
+    V and O  0.10 to 0.14
+    =======  ==================  ============================
 
     A frozen W_V is as good as a trained one, or better: heads bring back W_O W_V x, and W_O makes up for any W_V that is not singular.
     W_Q and W_K are missed, and both together far more.  Without context, keys are missed most, as induction is keys that know what

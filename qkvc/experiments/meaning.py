@@ -189,13 +189,15 @@ def meaning(
     A tutorial shows four tokens that separate into fruit and companies under random projections, "in one forward pass".  Measured, with
     seeds 0 to 4, the separation, which is how much nearer a word is to its companion in the same context than to the other's:
 
-    |                 | 0     | 1     | 2     | 3     | 4     |
-    |-----------------|-------|-------|-------|-------|-------|
-    | apple, before   | 0.05  | 0.09  | -0.01 | 0.01  | -0.05 |
-    | apple, after    | 0.77  | 0.98  | 0.85  | 0.87  | 0.91  |
-    | bank, before    | 0.13  | -0.11 | 0.05  | -0.03 | 0.04  |
-    | bank, after     | 0.80  | 0.94  | 0.83  | 0.91  | 0.82  |
-    | loss over 1.248 | 0.011 | 0.010 | 0.009 | 0.010 | 0.008 |
+    ===============  =====  =====  =====  =====  =====
+    seed             0      1      2      3      4
+    ===============  =====  =====  =====  =====  =====
+    apple, before    0.05   0.09   -0.01  0.01   -0.05
+    apple, after     0.77   0.98   0.85   0.87   0.91
+    bank, before     0.13   -0.11  0.05   -0.03  0.04
+    bank, after      0.80   0.94   0.83   0.91   0.82
+    loss over 1.248  0.011  0.010  0.009  0.010  0.008
+    ===============  =====  =====  =====  =====  =====
 
     So it is training that makes the clusters.  With seed 0 "apple" among fruit comes from 0.38 to 0.96 with "banana", and from 0.70 to 0.27
     with "apple" among companies.  The tutorial also has the *value* of "apple" change with the context.  In the first layer it cannot, and

@@ -95,12 +95,14 @@ def splitting(
     Measured, seeds 0 to 4 agree.  One relation is learned without error by any number of heads, all of which then do the same.  Of four,
     with 4192 parameters each:
 
-    | heads | loss           | right          |
-    |-------|----------------|----------------|
-    | 1     | 1.441 to 1.449 | 0.350 to 0.362 |
-    | 2     | 0.414 to 0.557 | 0.789 to 0.871 |
-    | 4     | 0.003 to 0.081 | 0.977 to 1.000 |
-    | 8     | 0.000          | 1.000          |
+    =====  ==============  ==============
+    heads  loss            right
+    =====  ==============  ==============
+    1      1.441 to 1.449  0.350 to 0.362
+    2      0.414 to 0.557  0.789 to 0.871
+    4      0.003 to 0.081  0.977 to 1.000
+    8      0.000           1.000
+    =====  ==============  ==============
 
     Here the tutorials are right.  One softmax spreads over all four tokens, and what it brings back is a bag that does not tell their
     order: four times the width (0.359 right) or five times the steps (0.357) do not help.
@@ -174,15 +176,17 @@ def seats(
     -----
     Measured with seeds 0 to 5, how far back heads 0 to 7 look:
 
-    | run         | roles           |
-    |-------------|-----------------|
-    | 0           | 2 4 3 4 3 3 3 1 |
-    | 1           | 1 2 2 4 3 1 1 3 |
-    | 2           | 2 2 4 3 4 1 2 2 |
-    | 3           | 4 2 4 4 1 3 1 3 |
-    | 4           | 4 3 4 1 2 1 2 3 |
-    | 5           | 4 3 3 2 1 2 1 4 |
-    | 0, moved    | 1 2 4 3 4 3 3 3 |
+    ========  ===============
+    run       roles
+    ========  ===============
+    0         2 4 3 4 3 3 3 1
+    1         1 2 2 4 3 1 1 3
+    2         2 2 4 3 4 1 2 2
+    3         4 2 4 4 1 3 1 3
+    4         4 3 4 1 2 1 2 3
+    5         4 3 3 2 1 2 1 4
+    0, moved  1 2 4 3 4 3 3 3
+    ========  ===============
 
     So a tutorial is right that the number of a head means nothing, and that some heads repeat others.  But "random" is only the draw of the
     initial weights: move the heads before training, and their roles move with them, weights and all, to 3e-6.

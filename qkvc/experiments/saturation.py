@@ -84,14 +84,16 @@ def saturation(*, dims: Sequence[int] = (4, 16, 64, 256, 1024), keys: int = 16, 
     Vaswani et al. (2017, section 3.2.1) suspect that large products push the softmax "into regions where it has extremely small
     gradients", and textbooks have said so since.  Measured, with the defaults; root mean squares are "rms":
 
-    | d_k  | scale    | variance | largest weight | scores: median | rms  | query: median | rms  |
-    |------|----------|----------|----------------|----------------|------|---------------|------|
-    | 4    | none     | 4.0      | 0.376          | 0.27           | 0.33 | 0.43          | 0.63 |
-    | 64   | none     | 64.6     | 0.937          | 0.051          | 0.26 | 0.40          | 2.0  |
-    | 256  | none     | 262      | 0.997          | 0.0032         | 0.18 | 0.050         | 2.9  |
-    | 1024 | none     | 1026     | 1.000          | 1.3e-05        | 0.14 | 0.00041       | 4.6  |
-    | 4    | 1/√d_k   | 1.0      | 0.200          | 0.26           | 0.30 | 0.23          | 0.29 |
-    | 1024 | 1/√d_k   | 1.0      | 0.226          | 0.27           | 0.31 | 0.27          | 0.31 |
+    ====  ======  ========  ==============  ==============  ====  =============  ====
+    d_k   scale   variance  largest weight  scores: median  rms   query: median  rms
+    ====  ======  ========  ==============  ==============  ====  =============  ====
+    4     none    4.0       0.376           0.27            0.33  0.43           0.63
+    64    none    64.6      0.937           0.051           0.26  0.40           2.0
+    256   none    262       0.997           0.0032          0.18  0.050          2.9
+    1024  none    1026      1.000           1.3e-05         0.14  0.00041        4.6
+    4     1/√d_k  1.0       0.200           0.26            0.30  0.23           0.29
+    1024  1/√d_k  1.0       0.226           0.27            0.31  0.27           0.31
+    ====  ======  ========  ==============  ==============  ====  =============  ====
 
     So the gradient of a typical row does vanish without the scale, by four orders of magnitude.  Not so that of all rows together: the
     few whose two largest scores happen to be near each other keep theirs, which is why the root mean square of the scores' gradient falls
