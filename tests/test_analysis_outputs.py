@@ -176,13 +176,16 @@ def test_a_probe_finds_what_was_planted(method: Any, rng: np.random.Generator) -
         assert direction.argmax() == axis
 
 
-def test_ridge_is_the_normal_equations(rng: np.random.Generator) -> None:
-    value, labels = planted(rng)
-    x = value[0] / np.sqrt(np.square(value[0]).mean())
-    targets = (labels[:, None] == ANIMALS).astype(float)
-    design = np.column_stack([x, np.ones(240)])
+@pytest.mark.parametrize("tokens", [240, 7])
+def test_ridge_is_the_normal_equations(rng: np.random.Generator, tokens: int) -> None:
+    """Of more tokens than columns and of fewer."""
+    values, kinds = planted(rng)
+    value, labels = values[0, :tokens], kinds[:tokens]
+    x = value / np.sqrt(np.square(value).mean())
+    targets = (labels[:, None] == np.unique(labels)).astype(float)
+    design = np.column_stack([x, np.ones(tokens)])
     weight = np.linalg.solve(design.T @ design + np.diag([3.0] * 8 + [0]), design.T @ targets)[:8].T
-    got = probe_values(value[0], labels, strength=3.0, controls=1, rng=0).directions
+    got = probe_values(value, labels, strength=3.0, controls=1, rng=0).directions
     np.testing.assert_allclose(got, weight / np.linalg.norm(weight, axis=1, keepdims=True), atol=1e-10)
 
 
