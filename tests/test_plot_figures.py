@@ -84,6 +84,8 @@ def test_similarity() -> None:
     assert {frozenset(order[:2]), frozenset(order[2:])} == {frozenset({0, 2}), frozenset({1, 3})}  # a beside c, b beside d
     assert similarity(-matrix).images[0].get_clim() == (-1, 1)
     check_legible(similarity(np.eye(72), heads=12).figure)
+    ax = similarity(np.eye(2), names=["a", "b"], axis="token")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("token", "token")
 
 
 def test_roles() -> None:

@@ -82,12 +82,13 @@ def similarity(
     heads: int | None = None,
     names: Sequence[str] | None = None,
     cluster: bool = False,
+    axis: str | None = None,
     label: str | None = None,
     title: str | None = None,
     language: str = "en",
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw how alike heads are, each with each.
+    """Draw how alike heads are, or anything else, each with each.
 
     Parameters
     ----------
@@ -100,6 +101,8 @@ def similarity(
     cluster : bool, default False
         Put heads that have similar rows beside each other: the leaves of average linkage of the rows' Euclidean distances, in the order in
         which neighbours are nearest (`scipy.cluster.hierarchy.linkage` with `optimal_ordering`; needs `pip install qkvc[analysis]`).
+    axis : str, optional
+        What rows and columns are, "head" by default.
     label : str, optional
         What the numbers are, "similarity" by default.
     title : str, optional
@@ -149,7 +152,7 @@ def similarity(
     add_bar(image, ax, say("similarity") if label is None else label)
     label_ticks(ax.xaxis, labels, size_inches(ax)[0], slanted=True)
     label_ticks(ax.yaxis, labels, size_inches(ax)[1])
-    caption = say("head (layer.head)" if names is None else "head")
+    caption = say("head (layer.head)" if names is None else "head") if axis is None else axis
     name_axes(ax, caption, caption)
     heading(ax, title)
     return ax
