@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qkvc.analysis import ablate, duplicate_heads, effect, idle_heads, knock_out, override_values, prune_model, remove_heads
+from qkvc.analysis import (
+    ablate,
+    duplicate_heads,
+    effect,
+    idle_heads,
+    knock_out,
+    override_values,
+    prune_model,
+    relation_scores,
+    remove_heads,
+)
 from qkvc.models import GPT2, Bert, Edit, LanguageModel, Llama
 
 from .checkpoints import BERT, bert_tensors, gpt2_tensors, llama_tensors
@@ -190,6 +200,39 @@ def test_a_copied_head_is_a_duplicate(model: Bert, rng: np.random.Generator) -> 
     assert len(everything) == LAYERS * HEADS * (HEADS - 1) / 2
     assert [pair.js for pair in everything] == sorted(pair.js for pair in everything)
     assert_refused(lambda: duplicate_heads(model, texts, weights=1.5), ValueError, "duplicate_heads", "weights", "0 to 1")
+
+
+@pytest.mark.parametrize(("query", "key"), [(2, 5), (5, 2), (3, 3), (0, 6), (6, 0)])
+def test_relations_against_loops(model: Bert, query: int, key: int) -> None:
+    found = relation_scores(model, [(TEXTS[0], query, key), (TEXTS[0], "41", "19")])
+    length = len(TEXTS[0])
+    others = [i for i in range(length) if i != query]
+    near = [i for i in others if 0 <= i + key - query < length]
+    for layer in range(LAYERS):
+        for head, w in enumerate(model.watch(TEXTS[0]).weights(layer).astype(float)):
+            at = (0, layer, head)
+            assert found.weight[at] == pytest.approx(w[query, key])
+            assert found.same_key[at] == pytest.approx(np.mean([w[i, key] for i in others]))
+            assert found.same_distance[at] == pytest.approx(np.mean([w[i, i + key - query] for i in near]) if near else np.nan, nan_ok=True)
+            assert found.found[at] == (max(range(1, length), key=lambda j, w=w: w[query, j]) == key)  # type: ignore[misc]
+            assert found.weight[1, layer, head] == pytest.approx(w[1, 4])
+    assert found.found.dtype == bool
+
+
+def test_relations_that_there_are_not(model: Bert) -> None:
+    lone = relation_scores(model, [([3], 0, 0)])
+    assert np.isnan(lone.same_key).all()
+    assert not lone.found.any()
+    text = TEXTS[0]
+    for pair, words in (
+        ((text, "7", 0), ("query", "'7', 2 times")),
+        ((text, 0, "8"), ("key", "0 times")),
+        ((text, 0, 7), ("key", "0 to 6")),
+    ):
+        assert_refused(lambda pair=pair: relation_scores(model, [pair]), ValueError, "relation_scores", *words)  # type: ignore[misc]
+    assert_refused(lambda: relation_scores(model, []), ValueError, "relation_scores", "pairs", "none")
+    for wrong in ((text, 0), (text, 0.5, 1), (text, [1], 1)):
+        assert_refused(lambda wrong=wrong: relation_scores(model, [wrong]), TypeError, "relation_scores", "pairs")  # type: ignore[misc]
 
 
 DECODERS = {

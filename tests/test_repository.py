@@ -155,7 +155,7 @@ HELD_BY = {
     **{f"experiments/{part}": "experiments" for part in ("model", "offsets", "saturation", "training", "words")},
     **{f"analysis/{part}": "analysis_heads" for part in ("__init__", "_mass", "heads")},
     **{f"analysis/{part}": "analysis_layers" for part in ("circuits", "importance", "pruning", "values")},
-    **{f"analysis/{part}": "analysis_models" for part in ("_given", "ablation", "duplicates", "interventions")},
+    **{f"analysis/{part}": "analysis_models" for part in ("_given", "ablation", "duplicates", "interventions", "relations")},
     **{f"analysis/{part}": "analysis_outputs" for part in ("diagnosis", "probes", "subspaces")},
     **{f"analysis/{part}": "analysis_patterns" for part in ("patterns", "roles")},
     **{f"analysis/{part}": "analysis_similarity" for part in ("clusters", "similarity")},

@@ -16,6 +16,7 @@ from qkvc.analysis.patterns import PATTERNS, PatternScore, pattern_scores
 from qkvc.analysis.probes import Probe, probe_values
 from qkvc.analysis.pruning import prune_heads, prune_model
 from qkvc.analysis.rank import effective_rank
+from qkvc.analysis.relations import RelationScores, relation_scores
 from qkvc.analysis.roles import RULES, Role, Rule, head_roles
 from qkvc.analysis.scaling import LengthDirection, ScoreVariance, Sharpness, length_and_direction, score_variance, sharpness
 from qkvc.analysis.similarity import cka, cosine_similarity, js_distance
@@ -39,6 +40,7 @@ __all__ = [
     "PatternScore",
     "Probe",
     "QueryStatistics",
+    "RelationScores",
     "Role",
     "Rule",
     "ScoreVariance",
@@ -71,6 +73,7 @@ __all__ = [
     "probe_values",
     "prune_heads",
     "prune_model",
+    "relation_scores",
     "remove_heads",
     "score_variance",
     "sharpness",
