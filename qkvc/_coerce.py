@@ -239,10 +239,10 @@ def as_finite(name: str, x: Any, who: str = "attention") -> float:
     return number
 
 
-def as_rate(x: Any) -> float:
-    rate = as_finite("dropout_p", x)
+def as_rate(x: Any, name: str = "dropout_p", who: str = "attention") -> float:
+    rate = as_finite(name, x, who)
     if not 0 <= rate < 1:
-        raise ValueError(bad("dropout_p", "a probability from 0 to below 1", str(rate)))
+        raise ValueError(bad(name, "a probability from 0 to below 1", str(rate), who))
     return rate
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from qkvc._coerce import as_above_zero, as_count, bad
+from qkvc._coerce import as_above_zero, as_count, as_rate, bad
 from qkvc._console import complain, heading, progress, say
 from qkvc.models.language import LanguageModel
 from qkvc.nn import AdamW, DamagedCheckpoint, cross_entropy, keep_memory, load_checkpoint, save_checkpoint, warmed_cosine
@@ -42,6 +42,8 @@ class Settings:
         Sequences of a step, and bytes of each.
     layers, width, heads : int
         Of the model.
+    dropout : float
+        The share of attention's weights that a step drops.
     lr : float
         The highest learning rate: reached after a twentieth of the steps, a tenth of it is left at the end.
     weight_decay, clip : float
@@ -58,6 +60,7 @@ class Settings:
     layers: int = 6
     width: int = 192
     heads: int = 6
+    dropout: float = 0.0
     lr: float = 2e-3
     weight_decay: float = 0.1
     clip: float = 1.0
@@ -69,6 +72,7 @@ class Settings:
             as_count(name, getattr(self, name), WHO)
         for name in ("lr", "clip"):
             as_above_zero(name, getattr(self, name), WHO)
+        as_rate(self.dropout, "dropout", WHO)
 
 
 class Text:
@@ -162,7 +166,7 @@ class Run:
     def __init__(self, settings: Settings, text: Text, directory: Path) -> None:
         self.settings, self.text, self.directory = settings, text, directory
         s = settings
-        self.model = LanguageModel(BYTES, s.width, layers=s.layers, heads=s.heads, rng=s.seed)
+        self.model = LanguageModel(BYTES, s.width, layers=s.layers, heads=s.heads, dropout=s.dropout, rng=s.seed)
         self.optimiser = AdamW(self.model.parameters(), lr=s.lr, weight_decay=s.weight_decay, clip=s.clip)
         self.losses: list[float] = []
         self.points: list[Point] = []
@@ -196,7 +200,10 @@ class Run:
             self.save()  # a disk that is full says so at once
         while self.step < s.steps:
             ids, targets = self.text.batch(s.batch, s.seed, self.step)
-            loss = cross_entropy(self.model.forward(ids), targets)
+            dropped = np.random.default_rng(
+                (s.seed, self.step, 1)
+            )  # of the seed and the step alone, as the batch, and not the batch's numbers
+            loss = cross_entropy(self.model.forward(ids, dropped), targets)
             self._sound("loss", loss.value)
             self.model.zero_grad()
             self.model.backward(loss.grad)

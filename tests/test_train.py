@@ -137,6 +137,23 @@ def test_stopped_and_gone_on(straight: Path, tmp_path: Path) -> None:
     assert done.points == last.points
 
 
+def test_dropout_goes_on_too(tmp_path: Path) -> None:
+    """What a step drops hangs on the seed and the step alone; a validation drops nothing."""
+    s = replace(SMALL, dropout=0.3)
+    run = run_of(tmp_path / "straight", s)
+    run.go(lambda run: None)
+    with pytest.raises(Stop):
+        run_of(tmp_path / "stopped", s).go(stop_at(6))
+    again = run_of(tmp_path / "stopped", s)
+    assert again.step == 4
+    again.go(lambda run: None)
+    assert_same_run(tmp_path / "stopped", tmp_path / "straight")
+    assert run.validate() == again.validate() == run.points[-1].loss
+    whole = run_of(tmp_path / "whole", SMALL)
+    whole.go(lambda run: None)
+    assert run.losses[0] != whole.losses[0]
+
+
 def test_threads_change_no_bit(straight: Path, tmp_path: Path) -> None:
     before = qkvc.get_num_threads()
     try:
@@ -251,6 +268,7 @@ def test_texts() -> None:
     [
         (["--steps", "0"], ["train: steps:", "got 0"]),
         (["--lr", "nan"], ["train: lr:", "nan"]),
+        (["--dropout", "1"], ["train: dropout:", "below 1", "1.0"]),
         (["--width", "30", "--heads", "4"], ["num_heads", "30"]),
     ],
 )
