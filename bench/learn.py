@@ -122,7 +122,8 @@ def main(argv: Sequence[str], prog: str) -> int:
         tokens = settings.batch * settings.length
         say(f"{settings.layers} layers, {settings.width} wide, {settings.heads} heads, {settings.batch} x {settings.length} bytes a step")
         print_table("Losses", ["step", "qkvc", "torch", "difference"], rows(ours, theirs, settings.every))
-        say(f"{speeds(ours, theirs, tokens)}; {threads} thread{"s" * (threads > 1)}; who knows how often each byte comes: {text.unigram():.3f}")
+        say(f"{speeds(ours, theirs, tokens)} on {threads} thread{'s' * (threads > 1)}")
+        say(f"who knows how often each byte comes, and nothing else: {text.unigram():.3f}")
         if picture:
             draw(ours, theirs, text.unigram(), picture)
     except (ImportError, OSError, TypeError, ValueError) as error:

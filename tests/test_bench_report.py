@@ -245,7 +245,7 @@ def test_losses_are_torchs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert qkvc.get_num_threads() == before
     told = capsys.readouterr().out
     assert [line.split()[0] for line in told.splitlines() if " 1    " in line or "held back" in line] == ["1", "held"]
-    assert "times faster; 1 thread;" in told
+    assert "times faster on 1 thread\n" in told
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
