@@ -19,7 +19,7 @@ from qkvc._cut cimport cut
 from qkvc._kernels cimport QKVC_BLOCK, QKVC_MAX_VECS, QKVC_REAL, QKVC_WHOLE, Kernels
 from qkvc._plan cimport Plan, Problem, Run, View, data_of, make_plan, set_strides
 from qkvc._tile cimport MAX_TILE, Block, Scratch, Tile, batch_offset, find, get, lay_out, note_allowed, run_of, scratch_of
-from qkvc._workers cimport Job, interrupted, padded
+from qkvc._workers cimport Job, interrupted, padded, result
 
 cdef extern from "fpenv.h" nogil:
     uint64_t qkvc_fp_enter()
@@ -387,8 +387,9 @@ cdef object given(Plan plan, View *view, object x, int head, int row):
     cdef Py_buffer *b
     shape = three(x, row)
     full = shape if plan.ragged is not None else (*plan.batch_shape(), *shape[len(shape) - 3:])
-    make = np.empty if plan.problem.tiles else np.zeros  # where somebody has no queries, nobody comes to its keys
-    room = make(full, x.dtype if full == shape else plan.dtype)
+    room = result(full, x.dtype if full == shape else plan.dtype)
+    if not plan.problem.tiles:  # where somebody has no queries, nobody comes to its keys
+        room.fill(0)
     plan.borrow(view, &b, room, True)
     set_strides(&plan.problem, view, b, head, row)
     return room

@@ -18,6 +18,9 @@ ctypedef struct Job:
 cdef size_t padded(size_t bytes) noexcept nogil
 cdef char *slot(char *memory, size_t *at, size_t bytes) noexcept nogil
 
+# An array for a result, in memory of an earlier one if that is gone.
+cdef object result(tuple shape, object dtype)
+
 # Take memory for so many workers; then run the tasks, each of which gets the job as its context, and give the memory back.
 cdef int hire(Job *job, const void *problem, void *extra, int workers, size_t share, double flops, str who) except -1
 cdef int perform(Job *job, Task task, Py_ssize_t tasks, int threads) except -1

@@ -108,7 +108,8 @@ def attention_backward(
     Memory beside the results: parts of dK and dV take ``itemsize * (D + Dv) * L_k`` bytes each, D and Dv rounded up to whole vectors.  With
     ``rows = L_q * H_q / H_kv`` there are ``min(8, max(1, rows // 512))`` of them for each thread, or for each key head of the whole batch
     where these are fewer than four a thread; and from 4608 rows on, one more for each thread.  Scratch is under 2 MB a thread for D and Dv
-    up to 640.  A bias's gradient is summed in float64; broadcast operands have theirs in full before they are summed.
+    up to 640.  A bias's gradient is summed in float64; broadcast operands have theirs in full before they are summed.  Up to 64 MB that
+    earlier gradients took, each under 11 MB, are kept for later ones when nobody has them any more.
 
     Bits do not depend on threads, batch, heads, neighbours, layout or strides (docs/arithmetic.md, clause 10).
 

@@ -418,6 +418,25 @@ def test_memory_is_that_of_the_docstring() -> None:
     assert int(growth) - results <= 4 * 128 * 6000 * (8 + 2) + 4 * 2**20
 
 
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+def test_memory_is_used_again_when_nobody_has_it(storage: str, rng: np.random.Generator) -> None:
+    """Even a view of an earlier gradient keeps its memory; what is gone comes back, and no two arrays ever share any."""
+    q, k, v, g = (normal(rng, 2, 600, 128).astype(storage) for _ in range(4))
+    out, lse = qkvc.attention_with_lse(q, k, v)
+    first = qkvc.attention_backward(g, q, k, v, out, lse)
+    bits = [x.tobytes() for x in first[:3]]
+    held = [x[..., ::-1] for x in first[:3]]
+    places = {x.ctypes.data for x in first[:3]}
+    del first
+    for _ in range(8):
+        later = qkvc.attention_backward(2 * g, q, k, v, out, lse)
+        assert not any(np.shares_memory(a, b) for a, b in itertools.combinations([*held, *later[:3]], 2))
+    assert [x[..., ::-1].tobytes() for x in held] == bits
+    del held
+    seen = {x.ctypes.data for _ in range(3) for x in qkvc.attention_backward(g, q, k, v, out, lse)[:3]}
+    assert places & seen
+
+
 # ------------------------------------------------------------------------------------------------------------------------------ refusals
 
 
