@@ -18,6 +18,7 @@ from qkvc._coerce import as_above_zero, as_count, as_rate, bad
 from qkvc._console import complain, heading, progress, say
 from qkvc.models.language import LanguageModel
 from qkvc.nn import AdamW, DamagedCheckpoint, cross_entropy, keep_memory, load_checkpoint, save_checkpoint, warmed_cosine
+from qkvc.nn.checkpoint import write_whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,6 +28,7 @@ HELD_BACK = 10  # every tenth of the text, its end, is for validation
 CHECKED = 8  # batches of a validation
 KEPT = 2  # checkpoints: the last, and the one before in case the last is damaged by the disk
 WARMUP = 20  # one step of so many goes up
+WRITTEN = "step-*.safetensors", "model.safetensors", "config.json"
 WHO = "train"
 
 
@@ -171,7 +173,7 @@ class Run:
         self.losses: list[float] = []
         self.points: list[Point] = []
         directory.mkdir(parents=True, exist_ok=True)
-        for unfinished in directory.glob(".step-*.safetensors.*"):  # by a run that was killed while it wrote
+        for unfinished in (file for name in WRITTEN for file in directory.glob(f".{name}.*")):  # by a run that was killed while it wrote
             unfinished.unlink()
         if files := self.checkpoints():
             self._resume(files)
@@ -270,9 +272,11 @@ class Run:
 
     def export(self) -> Path:
         """Write the model as LLaMA's checkpoints are, model.safetensors and config.json, for `qkvc.models.Llama` and others."""
+        from safetensors.numpy import save
+
         path = self.directory / "model.safetensors"
-        save_checkpoint(path, self.model.tensors(), {"format": "pt"})
-        (self.directory / "config.json").write_text(json.dumps(self.model.config(), indent=2) + "\n")
+        write_whole(path, save(self.model.tensors(), {"format": "pt"}))  # transformers asks for that word
+        write_whole(self.directory / "config.json", f"{json.dumps(self.model.config(), indent=2)}\n".encode())
         return path
 
     # ---------------------------------------------------------------------------------------------------------------------- results

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +290,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert "step      4:" in told
     assert "held back" in told
     assert {"loss.png", "model.safetensors", "config.json", "step-00000004.safetensors"} <= {file.name for file in Path("out").iterdir()}
+    with import_module("safetensors").safe_open("out/model.safetensors", "np") as model:
+        assert model.metadata() == {"format": "pt"}
     for arguments, word in ((["missing"], "missing"), (["out/loss.png"], "UTF-8")):
         try:
             code: Any = main(["train", *arguments, "--out", "other", *small])

@@ -27,11 +27,29 @@ def _checksum(tensors: Mapping[str, Array], about: str) -> str:
     return f"{sum_:08x}"
 
 
-def save_checkpoint(path: str | os.PathLike[str], tensors: Mapping[str, Array], about: Mapping[str, Any]) -> None:
-    """Write a checkpoint, by the package safetensors.
+def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file beside its place, flush it to the disk and rename it: whoever opens the path, after a crash too, finds the whole file or
+    the one that was there before.  OSError leaves that one, and nothing else."""
+    target = Path(path)
+    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, target)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    directory = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # or the new name might be lost with the power
+    finally:
+        os.close(directory)
 
-    The file is written beside its place, flushed to the disk and then renamed, so that whoever opens the path, after a crash too, finds
-    the whole file or the one that was there before.
+
+def save_checkpoint(path: str | os.PathLike[str], tensors: Mapping[str, Array], about: Mapping[str, Any]) -> None:
+    """Write a checkpoint, by the package safetensors: the same bytes for the same tensors, and whole or not at all.
 
     Parameters
     ----------
@@ -50,23 +68,9 @@ def save_checkpoint(path: str | os.PathLike[str], tensors: Mapping[str, Array], 
     """
     from safetensors.numpy import save
 
-    target, text = Path(path), json.dumps(about)
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    metadata = {"about": text, "crc32": _checksum(tensors, text)}
-    try:
-        with open(beside, "wb") as file:
-            file.write(save({name: np.ascontiguousarray(x) for name, x in tensors.items()}, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, target)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    directory = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # or the new name might be lost with the power
-    finally:
-        os.close(directory)
+    text = json.dumps(about)
+    metadata = {"qkvc": f"{_checksum(tensors, text)} {text}"}  # one entry: safetensors writes several in any order
+    write_whole(path, save({name: np.ascontiguousarray(x) for name, x in tensors.items()}, metadata))
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -102,8 +106,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dic
         raise DamagedCheckpoint(
             f"load_checkpoint: path: expected a whole checkpoint, got {path}, of which safetensors says: {error}"
         ) from None
-    text = metadata.get("about", "")
-    if metadata.get("crc32") != _checksum(tensors, text):
+    checksum, _, text = metadata.get("qkvc", "").partition(" ")
+    if checksum != _checksum(tensors, text):
         raise DamagedCheckpoint(f"load_checkpoint: path: expected a checkpoint as it was written, got {path}, whose checksum differs")
     about: dict[str, Any] = json.loads(text)
     return tensors, about
