@@ -1,5 +1,6 @@
 """A tile of queries before a block of keys, on the way back: P and dS from lse, and the memory for them."""
 
+from libc.math cimport isnan
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
@@ -103,6 +104,15 @@ cdef void bring(const Problem *p, const View *view, const Tile *t, Py_ssize_t co
         row[i] = to + min(i, t.queries - 1) * width * p.item
 
 
+cdef bint nothing(const Problem *p, const Desk *r, const Tile *t, int lane) noexcept nogil:
+    """Is the lane's row of out all 0, as of a query that may attend to nothing?  Then no NaN in grad_out matters, though 0 NaN is NaN."""
+    cdef Py_ssize_t c
+    for c in range(p.Dv):
+        if get(p, r.OT, c * p.kernels.lanes * p.kernels.vecs + lane) != 0:
+            return False
+    return True
+
+
 cdef void prepare(const Problem *p, const Gradients *g, Scratch *s, Desk *r, const Tile *t) noexcept nogil:
     """QT and dOT, rows of Q and dO, lse in units of log2, delta = rowsum(dO O) - dlse, and dQ <- 0."""
     cdef const Kernels *kn = p.kernels
@@ -120,6 +130,8 @@ cdef void prepare(const Problem *p, const Gradients *g, Scratch *s, Desk *r, con
     kn.pack(row, 1, Dv, 1.0, t.vecs, r.dOT)
     kn.back_delta(r.OT, r.dOT, Dv, t.vecs, r.delta)
     for i in range(t.queries):
+        if isnan(get(p, r.delta, i)) and nothing(p, r, t, i):
+            put(p, r.delta, i, 0)
         put(p, g.dots, s.index[i], get(p, r.delta, i))
     if p.head_scale:
         for i in range(t.queries):

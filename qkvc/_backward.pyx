@@ -12,7 +12,8 @@ from libc.string cimport memset
 
 import numpy as np
 
-from qkvc._coerce import as_like, as_operands, bad
+from qkvc._coerce import as_like, as_operand, as_operands, bad
+from qkvc._kernels import undisturbed
 
 from qkvc._backtile cimport Desk, Gradients, back, desk_of, differentiate, fetch_tile, over, prepare, store_query
 from qkvc._cut cimport cut
@@ -349,7 +350,7 @@ cdef object of_bias(Plan plan, Gradients *g, object bias, object num_threads):
         g.by_tile, g.by_block = g.places.row != 0, g.places.col != 0
         pieces = p.tiles if g.by_tile else over(p.Lk, QKVC_BLOCK) if g.by_block else 1
         back(plan, g, back_bias, whose.size // g.sharing * pieces)
-    return room.astype(plan.dtype, copy=False)
+    return room if room.dtype == plan.dtype else undisturbed(room.astype, plan.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------- the door
@@ -395,20 +396,25 @@ cdef object given(Plan plan, View *view, object x, int head, int row):
     return room
 
 
-cdef object finished(object room, object x, int row):
-    return None if room is None else folded(room, three(x, row)).reshape(x.shape).astype(x.dtype, copy=False)
+cdef object finished(object room, object x, object dtype, int row):
+    if room is None or (room.shape == x.shape and room.dtype == dtype):
+        return room
+    return undisturbed(folded, room, three(x, row), dtype).reshape(x.shape)
 
 
-def folded(x, shape):
-    """Summed over the axes that something of this shape was broadcast along."""
+def folded(x, shape, dtype):
+    """Summed over the axes that something of this shape was broadcast along, then of this dtype."""
     extra = x.ndim - len(shape)
     axes = (*range(extra), *[i + extra for i, n in enumerate(shape) if n == 1 and x.shape[i + extra] != 1])
-    return (x.sum(axis=axes) if axes else x).reshape(shape)
+    return (x.sum(axis=axes) if axes else x).reshape(shape).astype(dtype, copy=False)
 
 
 def backward_arrays(grad_out, query, key, value, out, lse, mask, bias, causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap,
                     scale, head_scale, dropout_p, rng, layout, precision, grad_lse, needs, num_threads, starts=None):
-    """(dQ, dK, dV, d bias, rowsum(dO O), lse, grad_lse); what nobody needs is None, and the last two are as they were used."""
+    """(dQ, dK, dV, d bias, rowsum(dO O), lse, grad_lse, queries of each sequence of a ragged batch).
+
+    What nobody needs is None; lse and grad_lse are as they were used.
+    """
     if value is None:
         raise TypeError(bad("value", "an array", "None", WHO))
     cdef Plan plan = make_plan(query, key, value, mask, bias, causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap, scale,
@@ -421,7 +427,9 @@ def backward_arrays(grad_out, query, key, value, out, lse, mask, bias, causal, q
     if layout == "blhd":
         head, row = 2, 3
     if not plan.plain:
-        query, key, value, _ = as_operands(query, key, value)
+        query, key, value = as_operand("query", query), as_operand("key", key), as_operand("value", value)
+    dtypes = query.dtype, key.dtype, value.dtype
+    query, key, value, _ = as_operands(query, key, value)
     plan.plain = False  # from here on dtypes are looked at
     memset(&g, 0, sizeof(g))
     rows = plan.shape[:1] if len(plan.shape) == 2 else (*(() if starts is not None else plan.batch_shape()), p.heads, p.Lq)
@@ -452,4 +460,5 @@ def backward_arrays(grad_out, query, key, value, out, lse, mask, bias, causal, q
         else:
             back(plan, &g, back_head, heads)
     dB = of_bias(plan, &g, bias, num_threads) if "bias" in needs else None
-    return finished(dQ, query, row), finished(dK, key, row), finished(dV, value, row), dB, dots, lse, grad_lse
+    dQ, dK, dV = [finished(x, of, dtype, row) for x, of, dtype in zip((dQ, dK, dV), (query, key, value), dtypes)]
+    return dQ, dK, dV, dB, dots, lse, grad_lse, None if plan.ragged is None else plan.ragged[0]

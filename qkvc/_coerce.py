@@ -71,8 +71,8 @@ def as_like(name: str, x: Any, shape: tuple[int, ...], dtype: np.dtype[Any], who
     array = as_operand(name, x, who)
     if array.shape != shape:
         raise ValueError(bad(name, f"shape {shape}", shape_text(array), who))
-    if array.dtype.itemsize > 2 or dtype == np.float64:
-        array = array.astype(dtype, copy=False)
+    if array.dtype != dtype and (array.dtype.itemsize > 2 or dtype == np.float64):
+        array = undisturbed(array.astype, dtype)
     return array if array.flags.aligned else array.copy()
 
 

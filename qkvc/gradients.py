@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from qkvc._backward import backward_arrays, folded
 from qkvc._coerce import Seed, as_per_head, bad
+from qkvc._kernels import undisturbed
 from qkvc.functional import attention_with_lse
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def attention_backward(
         wanted,
         num_threads,
     )
-    return AttentionGrads(*arrays[:4], *_per_head(wanted, sinks, *arrays[4:]))
+    return AttentionGrads(*arrays[:4], *undisturbed(_per_head, wanted, sinks, *arrays[4:]))
 
 
 def attention_varlen_backward(
@@ -218,18 +219,19 @@ def attention_varlen_backward(
         num_threads,
         (cu_seqlens_q, cu_seqlens_k),
     )
-    return AttentionGrads(*arrays[:4], *_per_head(wanted, sinks, *arrays[4:], np.array(cu_seqlens_q)))
+    return AttentionGrads(*arrays[:4], *undisturbed(_per_head, wanted, sinks, *arrays[4:]))
 
 
 def _wanted(needs: Collection[str], **operands: Any) -> frozenset[str]:
-    if isinstance(needs, str) or not all(isinstance(name, str) for name in needs):
+    names = None if isinstance(needs, str) or not isinstance(needs, Iterable) else list(needs)
+    if names is None or not all(isinstance(name, str) for name in names):
         raise TypeError(bad("needs", "a collection of names", repr(needs)[:40], WHO))
-    wanted = frozenset(needs)
+    wanted = frozenset(names)
     if not wanted <= set(NEEDS):
         raise ValueError(bad("needs", f"some of {', '.join(NEEDS)}", ", ".join(sorted(wanted - set(NEEDS))), WHO))
     for name, operand in operands.items():
         if name in wanted and operand is None:
-            raise ValueError(bad("needs", f"no {name!r} where there is none", repr(name), WHO))
+            raise ValueError(bad("needs", "names of what the call has", f"{name!r}, and no {name}", WHO))
     return wanted
 
 
@@ -239,7 +241,7 @@ def _per_head(
     dots: NDArray[Any],
     lse: NDArray[Any],
     grad_lse: NDArray[Any] | None,
-    starts: NDArray[Any] | None = None,
+    lengths: NDArray[Any] | None,
 ) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
     """The gradient of the sinks, and head_importance: sums over queries of what the sweep found for each.
 
@@ -248,23 +250,24 @@ def _per_head(
     if wanted.isdisjoint(("sinks", "head_importance")):
         return None, None
     dots, lse = np.atleast_2d(dots), np.atleast_2d(lse)
-    importance = np.abs(_over_queries(dots, starts)) if "head_importance" in wanted else None
+    importance = np.abs(_over_queries(dots, lengths)) if "head_importance" in wanted else None
     if "sinks" not in wanted:
         return None, importance
-    shape = dots.shape[:-1] if starts is None else (starts.size - 1, dots.shape[0])
+    shape = dots.shape[:-1] if lengths is None else (lengths.size, dots.shape[0])
     sink = as_per_head("sinks", sinks, shape, True, WHO).reshape(shape)
-    sink = sink[..., np.newaxis] if starts is None else np.repeat(sink, np.diff(starts), axis=0).T
+    sink = sink[..., np.newaxis] if lengths is None else np.repeat(sink.T, lengths, axis=1)
     share = np.exp(sink - np.where(np.isneginf(sink), 0, lse))
     delta = dots if grad_lse is None else dots - np.atleast_2d(grad_lse)
-    lost = _over_queries(share * np.where(share > 0, delta, 0), starts)
-    return folded(0 - lost, np.shape(sinks)).astype(dots.dtype), importance
+    lost = _over_queries(share * np.where(share > 0, delta, 0), lengths)
+    return folded(0 - lost, np.shape(sinks), dots.dtype), importance
 
 
-def _over_queries(x: NDArray[Any], starts: NDArray[Any] | None) -> NDArray[Any]:
+def _over_queries(x: NDArray[Any], lengths: NDArray[Any] | None) -> NDArray[Any]:
     """Sums over the last axis, of a ragged batch for each sequence, which then is the first axis."""
-    if starts is None:
+    if lengths is None:
         return np.asarray(x.sum(-1))
-    return np.stack([x[:, a:b].sum(-1) for a, b in pairwise(starts)]) if starts.size > 1 else np.zeros((0, len(x)), x.dtype)
+    parts = np.split(x, np.cumsum(lengths)[:-1], axis=-1)
+    return np.stack([part.sum(-1) for part in parts]) if lengths.size else np.zeros((0, len(x)), x.dtype)
 
 
 def attention_vjp(
@@ -328,11 +331,12 @@ def attention_vjp(
         "precision": precision,
         "num_threads": num_threads,
     }
+    wanted = _wanted(needs, bias=bias, sinks=sinks)
     out, lse = attention_with_lse(query, key, value, **options)
     options["rng"] = seed.value() if dropout_p else None
 
     def vjp(grad_out: ArrayLike) -> AttentionGrads:
-        return attention_backward(grad_out, query, key, value, out, lse, **options, needs=needs)
+        return attention_backward(grad_out, query, key, value, out, lse, **options, needs=wanted)
 
     return out, vjp
 
