@@ -176,6 +176,8 @@ cdef void do_group(Job *job, int worker, const Run *run, Py_ssize_t head, Py_ssi
     cdef Part *sum = <Part *>(slabs + group * g.slab)
     cdef Part *part
     for i in range(first, stripes * (group + 1) // groups):
+        if job.cancelled:  # before a part is cleared for nothing
+            return
         part = sum if i == first else <Part *>r.stripe
         if not do_stripe(job, s, r, worker, run, head, i, False, part):
             # NaN or an infinity.  It may have come from what is masked, as 0 * NaN: only now is it worth a select for every pair to find
@@ -245,8 +247,10 @@ cdef void back_head(void *context, Py_ssize_t task, int worker) noexcept nogil:
     environment = qkvc_fp_enter()
     for i in range(groups_of(&run)):
         do_group(job, worker, &run, head, i, r.slabs)
-    if not job.cancelled:
-        add_up(p, g, &run, head, r.slabs, 0, keys_of(p, &run), r.spare)
+    for i in range(over(keys_of(p, &run), QKVC_BLOCK)):
+        if interrupted(job, worker):
+            break
+        add_up(p, g, &run, head, r.slabs, i * QKVC_BLOCK, min((i + 1) * QKVC_BLOCK, keys_of(p, &run)), r.spare)
     qkvc_fp_leave(environment)
 
 
@@ -272,7 +276,10 @@ cdef void back_keys(void *context, Py_ssize_t task, int worker) noexcept nogil:
     cdef const Gradients *g = <const Gradients *>job.extra
     cdef Py_ssize_t blocks = over(g.keys, QKVC_BLOCK), head = task // blocks, first = task % blocks * QKVC_BLOCK
     cdef Run run = item_of(p, head // p.kv_heads)
-    cdef uint64_t environment = qkvc_fp_enter()
+    cdef uint64_t environment
+    if interrupted(job, worker):
+        return
+    environment = qkvc_fp_enter()
     add_up(p, g, &run, head % p.kv_heads, g.slabs + head * g.groups * g.slab, first, min(first + QKVC_BLOCK, keys_of(p, &run)),
            desk_of(job, worker).spare)
     qkvc_fp_leave(environment)
@@ -283,8 +290,12 @@ cdef void find_dots(void *context, Py_ssize_t task, int worker) noexcept nogil:
     cdef Job *job = <Job *>context
     cdef const Problem *p = <const Problem *>job.problem
     cdef Scratch *s = scratch_of(job, worker)
-    cdef uint64_t environment = qkvc_fp_enter()
-    cdef Tile t = lay_out(p, s, task)
+    cdef uint64_t environment
+    cdef Tile t
+    if interrupted(job, worker):
+        return
+    environment = qkvc_fp_enter()
+    t = lay_out(p, s, task)
     prepare(p, <const Gradients *>job.extra, s, desk_of(job, worker), &t)
     qkvc_fp_leave(environment)
 
