@@ -100,7 +100,7 @@ class MultiHeadAttention(Weights):
     the gain of torch.nn.Linear); zeros for the biases; N(0, 1 / (H_kv * D)) for the extra key and value; ones for the norms.
 
     Beside the result a call holds what is projected and what the heads bring back, 2 L H D + 2 S H_kv D numbers a batch item, and the
-    scratch of `qkvc.attention`; with an extra key some L H D more, in float64.  No L x S matrix.
+    scratch of `qkvc.attention`; with an extra key some L H D more, in float64; for a weight of adjacent rows 3.2 MB.  No L x S matrix.
     The cosines and sines of `rope`, (L + S) D numbers unless positions differ in the batch, stay for the next layer and call (`qkvc.rope`).
 
     References
