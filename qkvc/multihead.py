@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import accumulate, groupby
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -373,8 +373,7 @@ class MultiHeadAttention(Weights):
     def _project(self, inputs: list[Array], num_threads: int | None) -> list[Array]:
         """Their heads, (..., L, H, D): one product for neighbours that are the same array."""
         heads = []
-        for _, run in groupby(range(len(inputs)), lambda part: id(inputs[part]) if len(self._weights) == 1 else part):
-            first, *_, last = *(members := list(run)), members[-1] + 1
+        for first, last in self._runs(inputs):
             weight, bias = self._rows(first, last)
             product = project(inputs[first], weight, bias, _rows_apart(inputs[first].shape[:-1], len(weight), self.dtype), num_threads)
             counts = self._heads[first:last]

@@ -287,6 +287,24 @@ def test_given_twice_is_one_gradient(rng: np.random.Generator) -> None:
     assert crossed.value is None
 
 
+def test_one_product_or_three_learn_the_same(isa: str, rng: np.random.Generator) -> None:
+    """Q, K and V of one array are one projection: where one is frozen, the others' gradients keep their bits."""
+    m = qkvc.MultiHeadAttention(24, 4, num_kv_heads=2, rng=0)
+    x, factors = rng.standard_normal((2, 3, 40, 24)).astype(np.float32)
+    trace = m.forward(x, causal=True)[1]
+    together = m.backward(factors, trace)
+    assert {name: grad.shape for name, grad in together.weights.items()} == {name: part.shape for name, part in m._parts().items()}
+    for part in "qkv":
+        m.freeze(part)
+        some = m.backward(factors, trace)
+        assert f"{part}_weight" not in some.weights
+        assert len(some.weights) == len(together.weights) - 2
+        for name, grad in some.weights.items():
+            assert_same_bits(grad, together.weights[name], name)
+        assert_same_bits(some.query, together.query)
+        m.freeze()
+
+
 def test_freeze(rng: np.random.Generator) -> None:
     layer = attention("float32", qk_norm=1e-6)
     x = rng.standard_normal((5, WIDTH)).astype(np.float32)
