@@ -18,9 +18,9 @@ from qkvc._kernels import undisturbed
 from qkvc._backtile cimport Desk, Gradients, back, desk_of, differentiate, fetch_tile, over, prepare, store_query
 from qkvc._cut cimport cut
 from qkvc._kernels cimport QKVC_BLOCK, QKVC_MAX_VECS, QKVC_REAL, QKVC_WHOLE, Kernels
-from qkvc._plan cimport Plan, Problem, Run, View, data_of, make_plan, set_strides
+from qkvc._plan cimport Plan, Problem, Run, View, make_plan, set_strides
 from qkvc._tile cimport MAX_TILE, Block, Scratch, Tile, batch_offset, find, get, lay_out, note_allowed, run_of, scratch_of
-from qkvc._workers cimport Job, interrupted, padded, result
+from qkvc._workers cimport Job, data_of, interrupted, padded, result
 
 cdef extern from "fpenv.h" nogil:
     uint64_t qkvc_fp_enter()
@@ -437,10 +437,11 @@ def backward_arrays(grad_out, query, key, value, out, lse, mask, bias, causal, q
     cdef int head = 3, row = 2
     if layout == "blhd":
         head, row = 2, 3
+    operands = query, key, value
     if not plan.plain:
-        query, key, value = as_operand("query", query), as_operand("key", key), as_operand("value", value)
-    dtypes = query.dtype, key.dtype, value.dtype
-    query, key, value, _ = as_operands(query, key, value)
+        operands = as_operand("query", query), as_operand("key", key), as_operand("value", value)
+        query, key, value, _ = as_operands(*operands)
+    dtypes = [x.dtype for x in operands]
     plan.plain = False  # from here on dtypes are looked at
     memset(&g, 0, sizeof(g))
     rows = plan.shape[:1] if len(plan.shape) == 2 else (*(() if starts is not None else plan.batch_shape()), p.heads, p.Lq)

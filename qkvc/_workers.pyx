@@ -5,7 +5,6 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport free
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from math import prod
 from threading import get_ident, main_thread
 
 import numpy as np
@@ -102,24 +101,27 @@ cdef void return_memory(char *memory) noexcept nogil:
 # Memory of results is kept too, for later ones of nearly that size, when nobody has them any more: of an array for itself malloc gives the
 # pages back, and to touch fresh ones took 17 % of the time of the gradients of 4 x 6 x 256 x 64 on one core, 9 % of 2 x 12 x 512 x 64.
 cdef list kept = []
+cdef object empty = np.empty
 
 
 cdef object result(tuple shape, object dtype):
     """An array with anything in it, 64-byte aligned if it is large."""
-    cdef size_t bytes = prod(shape) * dtype.itemsize
+    cdef size_t bytes = dtype.itemsize, n
     cdef object memory
+    for n in shape:
+        bytes *= n
     if not FRESH <= bytes <= KEPT // 6:  # three gradients, and those that are still looked at while the next are computed
-        return np.empty(shape, dtype)
+        return empty(shape, dtype)
     for memory in kept:
         # Ours and the list's: whoever has an array of it has a reference more, and so has another thread that is just here.
         if Py_REFCNT(<PyObject *>memory) == 2 and bytes + 64 <= <size_t>memory.size < 2 * bytes:
             break
     else:
-        memory = np.empty(bytes + 64, np.uint8)
+        memory = empty(bytes + 64, np.uint8)
         kept.append(memory)
         while sum([x.size for x in kept]) > KEPT:
             del kept[0]
-    return np.ndarray(shape, dtype, memory, -<size_t>memory.ctypes.data % 64)
+    return np.ndarray(shape, dtype, memory, -<size_t>data_of(memory) % 64)
 
 
 cdef char *share_of(const Job *job, int worker) noexcept nogil:
