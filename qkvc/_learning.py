@@ -112,7 +112,7 @@ def bias_grad(dy: Array, plus: Array | None = None, threads: int | None = None) 
 def _learn_run(m: MultiHeadAttention, weights: dict[str, Array], first: int, last: int, grad: Array, x: Array, threads: int | None) -> None:
     """The same for neighbours among Q, K and V that project one array, side by side in `grad`: one product, unless some are frozen.
 
-    Six heads of 64, 2048 tokens, one core, with the copy: 0.958 of the time of all of `backward`.
+    Six heads of 64, 2048 tokens, one core, with the copy: 0.98 to 0.99 of the time of all of `backward`.
     """
     cuts = list(accumulate(m._heads[part] * m.head_dim for part in range(first, last)))[:-1]
     names = [f"{QKV[part]}_weight" for part in range(first, last)]
