@@ -32,11 +32,14 @@ $(VENV)/weights: $(VENV)/demo
 demo: $(VENV)/weights  ## set up, then a real model through qkvc, and its speed
 	$(PY) -m qkvc demo
 
+# The oracles' products on one thread each: two processes that spin for two cores took twice as long.
+parallel = OMP_NUM_THREADS=1 $(PY)
+
 test: $(VENV)/test  ## set up, then the tests (8 minutes at most)
-	$(PY) -m pytest
+	$(parallel) -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
 test-full: $(VENV)/test exp2  ## the exhaustive sweeps too
-	$(PY) -m pytest -m 'full or not full'
+	$(parallel) -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal -m 'full or not full'
 
 dev: $(VENV)/test $(VENV)/lint  ## an editable build with all that development wants
 	$(PY) setup.py --quiet build_ext --inplace

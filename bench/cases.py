@@ -32,8 +32,9 @@ class Case:
 
     `work` "stats" asks for `attention_stats` instead, "module" for a multi-head layer of width heads x dim on `batch` texts, "qwen3" for
     one that norms and turns its queries and keys, "varlen" for sequences of up to `keys` keys without padding, "step" for the next token
-    of a cache that keeps `dtype`, "model" for the vectors of `batch` sentences of about `queries` tokens, "training" for a step of a
-    language model of six layers on `batch` texts.
+    of a cache that keeps `dtype`, "model" for the vectors of `batch` sentences of about `queries` tokens, "backward" for
+    the gradients of query, key and value, "dropout" for attention and these where weights are dropped, "training" for a step of a language
+    model of six layers on `batch` texts.
     """
 
     batch: int
@@ -155,7 +156,7 @@ class Case:
     @property
     def roof(self) -> str:
         """What bounds it."""
-        if self.unit in ("GB/s", "tokens/s"):
+        if self.unit == "GB/s" or self.work == "step":
             return "read bandwidth"
         return "peak in pairs of bfloat16" if self.pairs else "FMA peak"
 
@@ -164,6 +165,8 @@ class Case:
         """Which table it stands in: one of PARTS."""
         if self.work in ("module", "qwen3", "model"):
             return "Layers and models"
+        if self.work in ("backward", "dropout", "training"):
+            return "Learning"
         if self.roof == "read bandwidth" or self.kind == "decode":
             return "One query and a cache"
         if self.dtype == "float64" or self.work != "attention":
@@ -178,7 +181,7 @@ class Case:
         return Case(self.batch, self.heads, side, self.dim, self.kv_heads, v_dim=self.v_dim, layout=self.layout, dtype=self.dtype)
 
 
-PARTS = ("Attention", "Options", "16 bits", "One query and a cache", "Ragged batches, float64, statistics", "Layers and models")
+PARTS = ("Attention", "Options", "16 bits", "One query and a cache", "Ragged batches, float64, statistics", "Layers and models", "Learning")
 
 
 def _from_memory() -> Iterator[Case]:
@@ -278,7 +281,13 @@ CASES: tuple[Case, ...] = (
     Case(1, 12, 40, 32, goal=Goal(torch_time=1 / 1.5), work="model", kind="model"),
     Case(8, 12, 40, 32, goal=Goal(torch_time=1 / 1.5), work="model", kind="model"),
     Case(32, 12, 40, 32, goal=Goal(torch_time=1 / 1.5), work="model", kind="model"),
-    # Learning: six layers, forward and backward and AdamW.
+    # The way back through attention, with dropout there and back; and six layers, forward and backward and AdamW.
+    Case(2, 12, 512, 64, goal=Goal(torch_time=1 / 1.5, peak=0.70), work="backward", kind="backward"),
+    Case(1, 32, 1024, 128, causal="top-left", goal=Goal(torch_time=1 / 1.5, peak=0.70), work="backward", kind="backward"),
+    Case(4, 6, 256, 64, causal="top-left", goal=Goal(torch_time=1 / 1.5, peak=0.70), work="backward", kind="backward"),
+    Case(1, 2, 4096, 64, goal=Goal(torch_time=1 / 1.2, peak=0.70), work="backward", kind="backward"),
+    Case(2, 8, 577, 80, kv_heads=2, causal="top-left", work="backward", kind="backward"),
+    Case(2, 12, 512, 64, work="dropout", kind="dropout"),
     Case(8, 6, 256, 64, causal="top-left", goal=Goal(torch_time=1 / 1.2), work="training", kind="training"),
 )
 

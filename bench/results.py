@@ -115,7 +115,7 @@ class CaseResult:
         """Median speed in the case's unit: µs per call, GB/s, GFLOP/s, sentences/s or tokens/s."""
         if self.case.unit == "µs":
             return contestant.time * 1e6
-        if self.case.unit in ("sentences/s", "tokens/s"):
+        if self.case.unit == "sentences/s":
             return self.case.batch / contestant.time
         if self.case.unit == "tokens/s":
             return self.case.batch * self.case.queries / contestant.time

@@ -21,7 +21,7 @@ from qkvc._console import add_sizes, parse_sizes
 from qkvc._console import table as print_table
 from qkvc.explanation import READ_BYTES
 
-from . import curve, report
+from . import curve, learn, report
 from .cases import CASES, DTYPES, MASKS, OPTIONS, Case, select
 from .forms import Rival
 from .measure import Effort, measure
@@ -40,7 +40,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Speed and error of qkvc beside every installed rival, measured in turns.",
-        epilog=f"`{prog} report RESULT.json` turns a saved result into a table, `{prog} curve` takes 1 to 64 queries.",
+        epilog=f"`{prog} report RESULT.json` turns a saved result into a table, `{prog} curve` takes 1 to 64 queries, "
+        f"`{prog} learn` trains beside torch.",
     )
     what = parser.add_argument_group("cases")
     what.add_argument("--quick", action="store_true", help="a few cases, half a minute")
@@ -202,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     prog = "python -m bench" if __package__ == "bench" else "qkvc bench"
     arguments = list(sys.argv[1:] if argv is None else argv)
-    for name, program in (("report", report.main), ("curve", curve.main)):
+    for name, program in (("report", report.main), ("curve", curve.main), ("learn", learn.main)):
         if arguments[:1] == [name]:
             return program(arguments[1:], prog)
     parser = _parser(prog)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from importlib import import_module
 from typing import Any
@@ -19,6 +19,7 @@ from .problems import Floats
 from .rivals import torch_setting
 
 LAYERS, VOCABULARY, EPS, BASE = 6, 256, 1e-6, 10000.0
+DECAY, CLIP = 0.1, 1.0
 RATE = 1e-12  # all the work of a step, and no weight moves: every call begins with the same
 
 
@@ -35,8 +36,7 @@ class Step:
         self.model = LanguageModel(VOCABULARY, case.width, layers=LAYERS, heads=case.heads, rng=rng)
         text = rng.integers(0, VOCABULARY, (case.batch, case.queries + 1))
         self.ids, self.targets = text[:, :-1], text[:, 1:]
-        angle = np.arange(case.queries)[:, None] * BASE ** (-np.arange(0, case.dim, 2) / case.dim)
-        self.cos, self.sin = (np.tile(turned, 2) for turned in (np.cos(angle), np.sin(angle)))
+        self.cos, self.sin = rotation(case.queries, case.dim)
 
     @property
     def flops(self) -> int:
@@ -76,75 +76,99 @@ class Step:
         return np.reshape((np.log(np.exp(scores).sum(-1)) - right).mean(), self.shape)
 
 
+def rotation(length: int, dim: int) -> tuple[Floats, Floats]:
+    """Cosines and sines of every position, (length, dim)."""
+    angle = np.arange(length)[:, None] * BASE ** (-np.arange(0, dim, 2) / dim)
+    return np.tile(np.cos(angle), 2), np.tile(np.sin(angle), 2)
+
+
 def loss_of(loss: float) -> Floats:
     return np.reshape(np.float32(loss), Step.shape)
 
 
-def ours(problem: Step, threads: int) -> Iterator[Form]:
-    model = problem.model
-    optimiser = AdamW(model.parameters(), lr=RATE, clip=1.0)
+class Ours:
+    """qkvc's model and AdamW."""
 
-    def step() -> float:
-        loss = cross_entropy(model.forward(problem.ids), problem.targets)
-        model.zero_grad()
-        model.backward(loss.grad)
-        optimiser.step()
+    def __init__(self, model: LanguageModel, lr: float = RATE) -> None:
+        self.model, self.optimiser = model, AdamW(model.parameters(), lr=lr, weight_decay=DECAY, clip=CLIP)
+
+    def step(self, ids: Floats, targets: Floats, lr: float | None = None) -> float:
+        loss = cross_entropy(self.model.forward(ids), targets)
+        self.model.zero_grad()
+        self.model.backward(loss.grad)
+        self.optimiser.step(lr)
         return loss.value
 
-    yield Form("LanguageModel", step, loss_of)
+    def loss(self, ids: Floats, targets: Floats) -> float:
+        return cross_entropy(self.model(ids), targets).value
+
+
+class Autograd:
+    """The same model, from the same weights, in torch, eager; `stacked` makes Q, K and V one projection, and gate and up."""
+
+    def __init__(self, model: LanguageModel, length: int, lr: float = RATE, stacked: bool = False) -> None:
+        self.torch: Any = import_module("torch")
+        attention = model.blocks[0].attention.heads
+        self.blocks = [f"blocks.{index}" for index in range(len(model.blocks))]
+        self.width, self.heads, self.stacked = attention.embed_dim, attention.num_heads, stacked
+        self.cos, self.sin = (self.torch.from_numpy(x.astype(np.float32)) for x in rotation(length, attention.head_dim))
+        t = {name: self.torch.from_numpy(x.copy()) for name, x in model.state().items()}
+        for block in self.blocks if stacked else ():
+            t[f"{block}.qkv"] = self.torch.cat([t.pop(f"{block}.attention.{part}_weight") for part in "qkv"])
+            t[f"{block}.both"] = self.torch.cat([t.pop(f"{block}.feed_forward.{part}.weight") for part in ("gate", "up")])
+        self.t = {name: x.requires_grad_() for name, x in t.items()}
+        groups = [{"params": [x for x in t.values() if (x.ndim > 1) == decays], "weight_decay": DECAY * decays} for decays in (True, False)]
+        self.optimiser = self.torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
+
+    def _norm(self, x: Any, name: str) -> Any:
+        return self.torch.nn.functional.rms_norm(x, (self.width,), self.t[f"{name}.weight"], EPS)
+
+    def _products(self, x: Any, together: str, apart: Sequence[str]) -> Any:
+        linear = self.torch.nn.functional.linear
+        if self.stacked:
+            return linear(x, self.t[together]).chunk(len(apart), -1)
+        return [linear(x, self.t[name]) for name in apart]
+
+    def _turned(self, x: Any) -> Any:
+        low, high = x.chunk(2, -1)
+        return x * self.cos + self.torch.cat((-high, low), -1) * self.sin
+
+    def _loss(self, ids: Floats, targets: Floats) -> Any:
+        f, t = self.torch.nn.functional, self.t
+        x = f.embedding(self.torch.from_numpy(ids), t["embedding.weight"])
+        for block in self.blocks:
+            parts = self._products(self._norm(x, f"{block}.norm_1"), f"{block}.qkv", [f"{block}.attention.{part}_weight" for part in "qkv"])
+            q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in parts)
+            mixed = f.scaled_dot_product_attention(self._turned(q), self._turned(k), v, is_causal=True)
+            x = x + f.linear(mixed.transpose(1, 2).flatten(2), t[f"{block}.attention.out_weight"])
+            names = [f"{block}.feed_forward.{part}.weight" for part in ("gate", "up")]
+            gate, up = self._products(self._norm(x, f"{block}.norm_2"), f"{block}.both", names)
+            x = x + f.linear(f.silu(gate) * up, t[f"{block}.feed_forward.down.weight"])
+        scores = f.linear(self._norm(x, "norm"), t["head.weight"])
+        return f.cross_entropy(scores.flatten(0, 1), self.torch.from_numpy(targets).flatten())
+
+    def step(self, ids: Floats, targets: Floats, lr: float | None = None) -> float:
+        for group in self.optimiser.param_groups if lr is not None else ():
+            group["lr"] = lr
+        loss = self._loss(ids, targets)
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.torch.nn.utils.clip_grad_norm_(self.t.values(), CLIP)
+        self.optimiser.step()
+        return float(loss.item())
+
+    def loss(self, ids: Floats, targets: Floats) -> float:
+        with self.torch.no_grad():
+            return float(self._loss(ids, targets).item())
+
+
+def ours(problem: Step, threads: int) -> Iterator[Form]:
+    yield Form("LanguageModel", partial(Ours(problem.model).step, problem.ids, problem.targets), loss_of)
 
 
 def torch(problem: Step, threads: int) -> Iterator[Form]:
     """Eager, with the projections of a block apart or as one, and AdamW in one pass."""
-    torch: Any = import_module("torch")
-    c, f = problem.case, torch.nn.functional
-    ids, targets = torch.from_numpy(problem.ids), torch.from_numpy(problem.targets).flatten()
-    cos, sin = (torch.from_numpy(table.astype(np.float32)) for table in (problem.cos, problem.sin))
-
-    def turned(x: Any) -> Any:
-        low, high = x.chunk(2, -1)
-        return x * cos + torch.cat((-high, low), -1) * sin
-
-    def form(name: str, fused: bool) -> Form:
-        """`fused` stacks Q, K and V, and gate and up."""
-        t = {name: torch.from_numpy(x.copy()) for name, x in problem.model.state().items()}
-        if fused:
-            for block in (f"blocks.{index}" for index in range(LAYERS)):
-                t[f"{block}.qkv"] = torch.cat([t.pop(f"{block}.attention.{part}_weight") for part in "qkv"])
-                t[f"{block}.both"] = torch.cat([t.pop(f"{block}.feed_forward.{part}.weight") for part in ("gate", "up")])
-        for x in t.values():
-            x.requires_grad_()
-        optimiser = torch.optim.AdamW(t.values(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-
-        def norm(x: Any, name: str) -> Any:
-            return f.rms_norm(x, (c.width,), t[f"{name}.weight"], EPS)
-
-        def products(x: Any, block: str) -> Any:
-            if fused:
-                return f.linear(x, t[f"{block}.qkv"]).chunk(3, -1)
-            return [f.linear(x, t[f"{block}.attention.{part}_weight"]) for part in "qkv"]
-
-        def gate_and_up(x: Any, block: str) -> Any:
-            if fused:
-                return f.linear(x, t[f"{block}.both"]).chunk(2, -1)
-            return [f.linear(x, t[f"{block}.feed_forward.{part}.weight"]) for part in ("gate", "up")]
-
-        def step() -> float:
-            x = f.embedding(ids, t["embedding.weight"])
-            for block in (f"blocks.{index}" for index in range(LAYERS)):
-                q, k, v = (y.unflatten(-1, (c.heads, c.dim)).transpose(1, 2) for y in products(norm(x, f"{block}.norm_1"), block))
-                mixed = f.scaled_dot_product_attention(turned(q), turned(k), v, is_causal=True)
-                x = x + f.linear(mixed.transpose(1, 2).flatten(2), t[f"{block}.attention.out_weight"])
-                gate, up = gate_and_up(norm(x, f"{block}.norm_2"), block)
-                x = x + f.linear(f.silu(gate) * up, t[f"{block}.feed_forward.down.weight"])
-            loss = f.cross_entropy(f.linear(norm(x, "norm"), t["head.weight"]).flatten(0, 1), targets)
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(t.values(), 1.0)
-            optimiser.step()
-            return float(loss.item())
-
-        return Form(name, step, loss_of, partial(torch_setting, threads, learning=True))
-
-    yield form("autograd, fused AdamW", False)
-    yield form("stacked projections", True)
+    for name, stacked in (("autograd, fused AdamW", False), ("stacked projections", True)):
+        model = Autograd(problem.model, problem.case.queries, stacked=stacked)
+        step = partial(model.step, problem.ids, problem.targets)
+        yield Form(name, step, loss_of, partial(torch_setting, threads, learning=True))

@@ -12,7 +12,7 @@ import numpy as np
 
 import qkvc
 
-from . import compiled, inside, layers, qwen3, ragged, rivals, steps, training
+from . import compiled, gradients, inside, layers, qwen3, ragged, rivals, steps, training
 from .cases import Case
 from .forms import Form, Rival
 from .problems import Problem, Stats, Task
@@ -79,6 +79,8 @@ WORKS: dict[str, Work] = {
     "module": Work(layers.Layer, layers.our_layer, {"torch": layers.torch_layer, "numpy": layers.numpy}),
     "qwen3": Work(qwen3.Layer, qwen3.ours, {"torch": qwen3.torch, "numpy": qwen3.numpy}),
     "model": Work(layers.Sentences, layers.our_model, {"torch": layers.torch_model, "numpy": layers.numpy}),
+    "backward": Work(gradients.Backward, gradients.ours, {"torch": gradients.torch}),
+    "dropout": Work(gradients.Dropout, gradients.our_dropout, {"torch": gradients.torch_dropout}),
     "training": Work(training.Step, training.ours, {"torch": training.torch}),
 }
 OF_INT8 = {"bfloat16": steps.in_bfloat16}  # nobody else has such a cache

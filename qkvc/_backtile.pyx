@@ -1,5 +1,6 @@
 """A tile of queries before a block of keys, on the way back: P and dS from lse, and the memory for them."""
 
+from libc.math cimport isnan
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
@@ -76,12 +77,18 @@ cdef void fetch_tile(const Problem *p, const Gradients *g, const Tile *t) noexce
 
 
 cdef void rows_in(const Problem *p, const View *view, const Tile *t, const void **row) noexcept nogil:
-    """Where the lanes' rows of an operand lie; lanes beyond the last query repeat it."""
-    cdef char *first = view.data + batch_offset(p, view, t.batch, p.first_query) * view.size
-    cdef Py_ssize_t i, at
-    for i in range(t.vecs * p.kernels.lanes):
-        at = t.row + min(i, t.queries - 1)
-        row[i] = first + ((t.kv_head * p.group + at % p.group) * view.head + at // p.group * view.row) * view.size
+    """Where the lanes' rows of an operand lie, query by query, its heads side by side; lanes beyond the last query repeat it."""
+    cdef const char *next
+    cdef Py_ssize_t head = view.head * view.size, i, h = t.row % p.group
+    next = view.data + batch_offset(p, view, t.batch, p.first_query) * view.size
+    next += (t.kv_head * p.group + h) * head + t.row // p.group * view.row * view.size
+    for i in range(t.queries):
+        row[i] = next
+        next, h = next + head, h + 1
+        if h == p.group:
+            next, h = next + view.row * view.size - p.group * head, 0
+    for i in range(t.queries, t.vecs * p.kernels.lanes):
+        row[i] = row[t.queries - 1]
 
 
 cdef void bring(const Problem *p, const View *view, const Tile *t, Py_ssize_t columns, Py_ssize_t width, char *to,
@@ -97,6 +104,15 @@ cdef void bring(const Problem *p, const View *view, const Tile *t, Py_ssize_t co
         row[i] = to + min(i, t.queries - 1) * width * p.item
 
 
+cdef bint nothing(const Problem *p, const Desk *r, const Tile *t, int lane) noexcept nogil:
+    """Is the lane's row of out all 0, as of a query that may attend to nothing?  Then no NaN in grad_out matters, though 0 NaN is NaN."""
+    cdef Py_ssize_t c
+    for c in range(p.Dv):
+        if get(p, r.OT, c * p.kernels.lanes * p.kernels.vecs + lane) != 0:
+            return False
+    return True
+
+
 cdef void prepare(const Problem *p, const Gradients *g, Scratch *s, Desk *r, const Tile *t) noexcept nogil:
     """QT and dOT, rows of Q and dO, lse in units of log2, delta = rowsum(dO O) - dlse, and dQ <- 0."""
     cdef const Kernels *kn = p.kernels
@@ -104,12 +120,18 @@ cdef void prepare(const Problem *p, const Gradients *g, Scratch *s, Desk *r, con
     cdef const void *row[MAX_TILE]
     cdef char *dO
     cdef double scale
-    bring(p, &g.out, t, p.Dv, g.O_width, r.dO, row)
-    kn.pack(row, 1, Dv, 1.0, t.vecs, r.OT)
+    if g.out.kind == QKVC_REAL:
+        rows_in(p, &g.out, t, row)
+        kn.pack(row, g.out.col, Dv, 1.0, t.vecs, r.OT)
+    else:
+        bring(p, &g.out, t, p.Dv, g.O_width, r.dO, row)
+        kn.pack(row, 1, Dv, 1.0, t.vecs, r.OT)
     bring(p, &g.grad_out, t, p.Dv, g.O_width, r.dO, row)
     kn.pack(row, 1, Dv, 1.0, t.vecs, r.dOT)
     kn.back_delta(r.OT, r.dOT, Dv, t.vecs, r.delta)
     for i in range(t.queries):
+        if isnan(get(p, r.delta, i)) and nothing(p, r, t, i):
+            put(p, r.delta, i, 0)
         put(p, g.dots, s.index[i], get(p, r.delta, i))
     if p.head_scale:
         for i in range(t.queries):

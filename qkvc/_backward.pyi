@@ -1,5 +1,6 @@
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 def backward_arrays(
@@ -36,5 +37,6 @@ def backward_arrays(
     NDArray[Any],
     NDArray[Any],
     NDArray[Any] | None,
+    NDArray[Any] | None,
 ]: ...
-def folded(x: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]: ...
+def folded(x: NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]: ...

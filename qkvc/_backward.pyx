@@ -12,14 +12,15 @@ from libc.string cimport memset
 
 import numpy as np
 
-from qkvc._coerce import as_like, as_operands, bad
+from qkvc._coerce import as_like, as_operand, as_operands, bad
+from qkvc._kernels import undisturbed
 
 from qkvc._backtile cimport Desk, Gradients, back, desk_of, differentiate, fetch_tile, over, prepare, store_query
 from qkvc._cut cimport cut
 from qkvc._kernels cimport QKVC_BLOCK, QKVC_MAX_VECS, QKVC_REAL, QKVC_WHOLE, Kernels
-from qkvc._plan cimport Plan, Problem, Run, View, data_of, make_plan, set_strides
+from qkvc._plan cimport Plan, Problem, Run, View, make_plan, set_strides
 from qkvc._tile cimport MAX_TILE, Block, Scratch, Tile, batch_offset, find, get, lay_out, note_allowed, run_of, scratch_of
-from qkvc._workers cimport Job, interrupted, padded
+from qkvc._workers cimport Job, data_of, interrupted, padded, result
 
 cdef extern from "fpenv.h" nogil:
     uint64_t qkvc_fp_enter()
@@ -175,6 +176,8 @@ cdef void do_group(Job *job, int worker, const Run *run, Py_ssize_t head, Py_ssi
     cdef Part *sum = <Part *>(slabs + group * g.slab)
     cdef Part *part
     for i in range(first, stripes * (group + 1) // groups):
+        if job.cancelled:  # before a part is cleared for nothing
+            return
         part = sum if i == first else <Part *>r.stripe
         if not do_stripe(job, s, r, worker, run, head, i, False, part):
             # NaN or an infinity.  It may have come from what is masked, as 0 * NaN: only now is it worth a select for every pair to find
@@ -244,8 +247,10 @@ cdef void back_head(void *context, Py_ssize_t task, int worker) noexcept nogil:
     environment = qkvc_fp_enter()
     for i in range(groups_of(&run)):
         do_group(job, worker, &run, head, i, r.slabs)
-    if not job.cancelled:
-        add_up(p, g, &run, head, r.slabs, 0, keys_of(p, &run), r.spare)
+    for i in range(over(keys_of(p, &run), QKVC_BLOCK)):
+        if interrupted(job, worker):
+            break
+        add_up(p, g, &run, head, r.slabs, i * QKVC_BLOCK, min((i + 1) * QKVC_BLOCK, keys_of(p, &run)), r.spare)
     qkvc_fp_leave(environment)
 
 
@@ -271,7 +276,10 @@ cdef void back_keys(void *context, Py_ssize_t task, int worker) noexcept nogil:
     cdef const Gradients *g = <const Gradients *>job.extra
     cdef Py_ssize_t blocks = over(g.keys, QKVC_BLOCK), head = task // blocks, first = task % blocks * QKVC_BLOCK
     cdef Run run = item_of(p, head // p.kv_heads)
-    cdef uint64_t environment = qkvc_fp_enter()
+    cdef uint64_t environment
+    if interrupted(job, worker):
+        return
+    environment = qkvc_fp_enter()
     add_up(p, g, &run, head % p.kv_heads, g.slabs + head * g.groups * g.slab, first, min(first + QKVC_BLOCK, keys_of(p, &run)),
            desk_of(job, worker).spare)
     qkvc_fp_leave(environment)
@@ -282,8 +290,12 @@ cdef void find_dots(void *context, Py_ssize_t task, int worker) noexcept nogil:
     cdef Job *job = <Job *>context
     cdef const Problem *p = <const Problem *>job.problem
     cdef Scratch *s = scratch_of(job, worker)
-    cdef uint64_t environment = qkvc_fp_enter()
-    cdef Tile t = lay_out(p, s, task)
+    cdef uint64_t environment
+    cdef Tile t
+    if interrupted(job, worker):
+        return
+    environment = qkvc_fp_enter()
+    t = lay_out(p, s, task)
     prepare(p, <const Gradients *>job.extra, s, desk_of(job, worker), &t)
     qkvc_fp_leave(environment)
 
@@ -349,7 +361,7 @@ cdef object of_bias(Plan plan, Gradients *g, object bias, object num_threads):
         g.by_tile, g.by_block = g.places.row != 0, g.places.col != 0
         pieces = p.tiles if g.by_tile else over(p.Lk, QKVC_BLOCK) if g.by_block else 1
         back(plan, g, back_bias, whose.size // g.sharing * pieces)
-    return room.astype(plan.dtype, copy=False)
+    return room if room.dtype == plan.dtype else undisturbed(room.astype, plan.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------- the door
@@ -387,27 +399,33 @@ cdef object given(Plan plan, View *view, object x, int head, int row):
     cdef Py_buffer *b
     shape = three(x, row)
     full = shape if plan.ragged is not None else (*plan.batch_shape(), *shape[len(shape) - 3:])
-    make = np.empty if plan.problem.tiles else np.zeros  # where somebody has no queries, nobody comes to its keys
-    room = make(full, x.dtype if full == shape else plan.dtype)
+    room = result(full, x.dtype if full == shape else plan.dtype)
+    if not plan.problem.tiles:  # where somebody has no queries, nobody comes to its keys
+        room.fill(0)
     plan.borrow(view, &b, room, True)
     set_strides(&plan.problem, view, b, head, row)
     return room
 
 
-cdef object finished(object room, object x, int row):
-    return None if room is None else folded(room, three(x, row)).reshape(x.shape).astype(x.dtype, copy=False)
+cdef object finished(object room, object x, object dtype, int row):
+    if room is None or (room.shape == x.shape and room.dtype == dtype):
+        return room
+    return undisturbed(folded, room, three(x, row), dtype).reshape(x.shape)
 
 
-def folded(x, shape):
-    """Summed over the axes that something of this shape was broadcast along."""
+def folded(x, shape, dtype):
+    """Summed over the axes that something of this shape was broadcast along, then of this dtype."""
     extra = x.ndim - len(shape)
     axes = (*range(extra), *[i + extra for i, n in enumerate(shape) if n == 1 and x.shape[i + extra] != 1])
-    return (x.sum(axis=axes) if axes else x).reshape(shape)
+    return (x.sum(axis=axes) if axes else x).reshape(shape).astype(dtype, copy=False)
 
 
 def backward_arrays(grad_out, query, key, value, out, lse, mask, bias, causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap,
                     scale, head_scale, dropout_p, rng, layout, precision, grad_lse, needs, num_threads, starts=None):
-    """(dQ, dK, dV, d bias, rowsum(dO O), lse, grad_lse); what nobody needs is None, and the last two are as they were used."""
+    """(dQ, dK, dV, d bias, rowsum(dO O), lse, grad_lse, queries of each sequence of a ragged batch).
+
+    What nobody needs is None; lse and grad_lse are as they were used.
+    """
     if value is None:
         raise TypeError(bad("value", "an array", "None", WHO))
     cdef Plan plan = make_plan(query, key, value, mask, bias, causal, q_offset, window, key_lengths, alibi_slopes, sinks, softcap, scale,
@@ -419,8 +437,11 @@ def backward_arrays(grad_out, query, key, value, out, lse, mask, bias, causal, q
     cdef int head = 3, row = 2
     if layout == "blhd":
         head, row = 2, 3
+    operands = query, key, value
     if not plan.plain:
-        query, key, value, _ = as_operands(query, key, value)
+        operands = as_operand("query", query), as_operand("key", key), as_operand("value", value)
+        query, key, value, _ = as_operands(*operands)
+    dtypes = [x.dtype for x in operands]
     plan.plain = False  # from here on dtypes are looked at
     memset(&g, 0, sizeof(g))
     rows = plan.shape[:1] if len(plan.shape) == 2 else (*(() if starts is not None else plan.batch_shape()), p.heads, p.Lq)
@@ -451,4 +472,5 @@ def backward_arrays(grad_out, query, key, value, out, lse, mask, bias, causal, q
         else:
             back(plan, &g, back_head, heads)
     dB = of_bias(plan, &g, bias, num_threads) if "bias" in needs else None
-    return finished(dQ, query, row), finished(dK, key, row), finished(dV, value, row), dB, dots, lse, grad_lse
+    dQ, dK, dV = [finished(x, of, dtype, row) for x, of, dtype in zip((dQ, dK, dV), (query, key, value), dtypes)]
+    return dQ, dK, dV, dB, dots, lse, grad_lse, None if plan.ragged is None else plan.ragged[0]

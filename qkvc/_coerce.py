@@ -71,8 +71,8 @@ def as_like(name: str, x: Any, shape: tuple[int, ...], dtype: np.dtype[Any], who
     array = as_operand(name, x, who)
     if array.shape != shape:
         raise ValueError(bad(name, f"shape {shape}", shape_text(array), who))
-    if array.dtype.itemsize > 2 or dtype == np.float64:
-        array = array.astype(dtype, copy=False)
+    if array.dtype != dtype and (array.dtype.itemsize > 2 or dtype == np.float64):
+        array = undisturbed(array.astype, dtype)
     return array if array.flags.aligned else array.copy()
 
 
@@ -239,10 +239,10 @@ def as_finite(name: str, x: Any, who: str = "attention") -> float:
     return number
 
 
-def as_rate(x: Any) -> float:
-    rate = as_finite("dropout_p", x)
+def as_rate(x: Any, name: str = "dropout_p", who: str = "attention") -> float:
+    rate = as_finite(name, x, who)
     if not 0 <= rate < 1:
-        raise ValueError(bad("dropout_p", "a probability from 0 to below 1", str(rate)))
+        raise ValueError(bad(name, "a probability from 0 to below 1", str(rate), who))
     return rate
 
 

@@ -13,7 +13,7 @@ from qkvc._coerce import as_real, bad, shape_text
 
 from qkvc._cut cimport cut
 from qkvc._kernels cimport QKVC_MAX_VECS
-from qkvc._plan cimport Plan, Problem, data_of, make_plan
+from qkvc._plan cimport Plan, Problem, make_plan
 from qkvc._tile cimport (
     Block,
     Scratch,
@@ -31,7 +31,7 @@ from qkvc._tile cimport (
     start,
     sweep,
 )
-from qkvc._workers cimport Job, interrupted
+from qkvc._workers cimport Job, data_of, interrupted
 
 cdef extern from "fpenv.h" nogil:
     uint64_t qkvc_fp_enter()

@@ -6,6 +6,7 @@ the weight lie in them instead.  docs/arithmetic.md, clause 8, fixes the order o
 """
 
 from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
@@ -31,6 +32,8 @@ cdef enum:
     FEW_NUMBERS = 16384  # of x that few tokens pack at a time, and of their results: 64 KB each of L2, and long runs of adjacent rows
     MANY = 512          # tokens for which a weight of adjacent rows is turned first: below, that costs what it gains
     TURNED = 64         # of its columns for one task
+    PIECE = 768         # of its rows that are turned at a time, if the rest is no fewer than half of that: 256 cost 15 % of the time, and
+    PIECE_BYTES = 4096  # of each row so many, 3.1 MB together, which bound scratch: the whole weight at once would be 2 % faster
     TASKS = 2           # for each thread, so that none waits long for the last
 
 cdef object FLOAT32 = np.dtype("float32")
@@ -49,7 +52,7 @@ cdef struct Problem:
     Py_ssize_t unit            # what a range is a multiple of
     bint few                   # tokens, and so the roles swap
     bint plus
-    char *turned               # (N, turned_row), or NULL
+    char *turned               # (N, turned_row): where `turn_some` writes
     Py_ssize_t turned_row
 
 
@@ -65,6 +68,10 @@ cdef struct Scratch:
 
 cdef inline Py_ssize_t whole(Py_ssize_t n, Py_ssize_t unit) noexcept nogil:
     return (n + unit - 1) // unit * unit
+
+
+cdef inline Py_ssize_t over(Py_ssize_t n, Py_ssize_t unit) noexcept nogil:
+    return (n + unit - 1) // unit
 
 
 cdef char *row_of(const Tokens *t, Py_ssize_t token) noexcept nogil:
@@ -240,20 +247,48 @@ cdef int tokens_of(Tokens *t, Py_buffer *b) except -1:
     return 0
 
 
-cdef object turn(Problem *p, object dtype, int threads):
-    """Let the weight be a copy of itself whose columns are adjacent, and that array live.  One core, 2048 tokens, of the FMA peak: 1024 ->
-    384 72 -> 80 %, and where rows are 4096 bytes apart, as in the gradient of a weight of 1024 columns, 60 -> 83 %."""
+cdef int compute(Problem *p, int threads, double flops) except -1:
     cdef Job job
+    threads = cut(p, threads)
+    hire(&job, p, NULL, <int>min(p.tiles * p.ranges, threads), carve(p, NULL), flops, "project")
+    perform(&job, multiply_few if p.few else multiply, p.tiles * p.ranges, threads)
+    return 0
+
+
+cdef int compute_turned(const Problem *call, object dtype, int threads, double flops) except -1:
+    """The same with a piece of the weight after the other in a copy whose columns are adjacent; a piece's sums start from those before it.
+
+    One core, 2048 tokens, of the FMA peak: 1024 -> 384 72 -> 80 %, and where rows are 4096 bytes apart, as in the gradient of a weight of
+    1024 columns, 60 -> 83 %.
+    """
+    cdef Job job
+    cdef Problem p
     cdef Py_buffer buffer
-    line = 64 // p.item
-    room = np.empty((p.N, whole(p.E, line) + line * (whole(p.E, line) % (64 * line) == 0)), dtype)  # rows that fall into all sets of L1
+    cdef Py_ssize_t rows = whole(over(call.N, over(call.N, PIECE)), UNIT), columns = PIECE_BYTES // call.item, e, n
+    # The line behind each row: where rows are 4096 bytes apart all fall into the same sets of L1.
+    room = np.empty((rows, min(whole(call.E, QKVC_BLOCK), columns) + 64 // call.item), dtype)
     PyObject_GetBuffer(room, &buffer, PyBUF_STRIDES | PyBUF_WRITABLE)
     PyBuffer_Release(&buffer)
-    p.turned, p.turned_row = <char *>buffer.buf, room.shape[1]
-    hire(&job, p, NULL, threads, 64, 0, "project")
-    perform(&job, turn_some, (p.E + TURNED - 1) // TURNED, threads)
-    p.W, p.rs, p.cs = p.turned, p.turned_row, 1
-    return room
+    for n in range(0, call.N, rows):
+        for e in range(0, call.E, columns):
+            PyErr_CheckSignals()  # a piece may be too short to look up in
+            p = call[0]
+            p.N, p.E = min(rows, call.N - n), min(columns, call.E - e)
+            p.W += (n * p.rs + e * p.cs) * p.item
+            p.x.data += e * p.x.col * p.item
+            p.out.data += n * p.out.col * p.item
+            p.start.data += n * p.start.col * p.item
+            if e:
+                p.plus, p.start = True, p.out
+            if p.bias:
+                p.bias = p.bias + n * p.item if e + p.E == call.E else NULL
+            p.gelu = p.gelu and e + p.E == call.E
+            p.turned, p.turned_row = <char *>buffer.buf, room.shape[1]
+            hire(&job, &p, NULL, threads, 64, 0, "project")
+            perform(&job, turn_some, over(p.E, TURNED), threads)
+            p.W, p.rs, p.cs = p.turned, p.turned_row, 1
+            compute(&p, threads, flops)
+    return 0
 
 
 cdef object readable(object x):
@@ -265,7 +300,7 @@ cdef object readable(object x):
 def project(x, weight, bias=None, out=None, num_threads=None, bint gelu=False, plus=None):
     """Project the last axis: ``x @ weight.T + bias``.
 
-    The weight is read where it lies, but if its rows are adjacent and tokens 512 or more: then a copy is turned, N E numbers.
+    The weight is read where it lies, but if its rows are adjacent and tokens 512 or more: then pieces of it are copied, 3.2 MB at a time.
     Gradients are the same product: ``project(dy, weight.T)`` of x, ``project(dy.T, x.T)`` of the weight, where dy and x are (tokens, ...).
 
     Parameters
@@ -298,7 +333,6 @@ def project(x, weight, bias=None, out=None, num_threads=None, bint gelu=False, p
         Operands of different dtypes, or of another than float32 and float64; GELU of float64.
     """
     cdef Problem p
-    cdef Job job
     cdef Py_buffer[5] buffers
     cdef int held = 0, threads = threads_for(num_threads)
     cdef object array
@@ -340,11 +374,11 @@ def project(x, weight, bias=None, out=None, num_threads=None, bint gelu=False, p
         p.N, p.E, p.T = N, E, out.size // N
         p.W, p.rs, p.cs = <const char *>buffers[1].buf, buffers[1].strides[0] // p.item, buffers[1].strides[1] // p.item
         p.bias = <const char *>buffers[4].buf if held == 5 else NULL
-        if p.rs == 1 and p.cs != 1 and p.T >= MANY:
-            weight = turn(&p, dtype, threads)  # a name keeps it alive
-        threads = cut(&p, threads)
-        hire(&job, &p, NULL, <int>min(p.tiles * p.ranges, threads), carve(&p, NULL), 2.0 * p.T * p.N * p.E, "project")
-        perform(&job, multiply_few if p.few else multiply, p.tiles * p.ranges, threads)
+        flops = 2.0 * p.T * p.N * p.E
+        if p.rs == 1 and p.cs != 1 and p.T >= MANY and E:
+            compute_turned(&p, dtype, threads, flops)
+        else:
+            compute(&p, threads, flops)
     finally:
         while held:
             held -= 1

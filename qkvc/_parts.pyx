@@ -11,7 +11,7 @@ from libc.string cimport memcpy, memset
 import numpy as np
 
 from qkvc._kernels cimport QKVC_FEW, QKVC_MAX_VECS, Kernels, kernels_in_use, threads_for, threads_worth
-from qkvc._plan cimport Plan, Problem, data_of, make_plan
+from qkvc._plan cimport Plan, Problem, make_plan
 from qkvc._tile cimport (
     MAX_TILE,
     Block,
@@ -33,7 +33,7 @@ from qkvc._tile cimport (
     start,
     sweep,
 )
-from qkvc._workers cimport Job, interrupted
+from qkvc._workers cimport Job, data_of, interrupted
 
 cdef extern from "fpenv.h" nogil:
     uint64_t qkvc_fp_enter()

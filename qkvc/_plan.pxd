@@ -90,10 +90,6 @@ cdef class Plan:
 # Of an operand whose batch axes are the problem's; `head` and `row` count axes from the end.
 cdef void set_strides(Problem *p, View *view, Py_buffer *b, int head, int row) noexcept
 
-# Where an array's numbers lie.
-cdef inline char *data_of(object array) except? NULL:
-    return <char *><size_t>array.ctypes.data if array.size else NULL
-
 # `value` and `out` may be None where only scores are wanted; then nothing is written.  With `in_bytes` key and value are int8, and behind
 # each row stands the float32 that 1 stands for (QKVC_INT8).
 cdef Plan make_plan(object query, object key, object value, object mask, object bias, object causal, object q_offset, object window,

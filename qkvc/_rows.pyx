@@ -3,7 +3,6 @@
 Every function takes C-contiguous arrays (rows, columns) of one dtype, float32 or float64; who calls has seen to that.
 """
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.math cimport log
 from libc.stdint cimport int64_t, uint64_t
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from qkvc._kernels cimport QKVC_BLOCK, Kernels, Task, kernels_in_use, threads_for, threads_worth
 from qkvc._softmax cimport real, reduce_row
-from qkvc._workers cimport Job, hire, interrupted, perform
+from qkvc._workers cimport Job, data_of, hire, interrupted, perform
 
 cdef extern from "fpenv.h" nogil:
     uint64_t qkvc_fp_enter()
@@ -37,14 +36,6 @@ cdef struct Rows:
     double eps, factor
     int64_t ignored
     bint centred
-
-
-cdef char *data_of(object array) except NULL:
-    """Of a C-contiguous array, which its caller holds."""
-    cdef Py_buffer buffer
-    PyObject_GetBuffer(array, &buffer, PyBUF_SIMPLE)
-    PyBuffer_Release(&buffer)
-    return <char *>buffer.buf
 
 
 cdef int run_rows(Rows *p, Task task, object x, Py_ssize_t per_task, object num_threads, str who) except -1:

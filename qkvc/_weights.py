@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import groupby
 from math import sqrt
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -102,6 +103,12 @@ class Weights:
         start, stop = (sum(self._heads[:n]) * self.head_dim for n in (first, last))
         weight = self._weights[first] if len(self._weights) == 3 else self._weights[0][start:stop]
         return weight, None if self._biases is None else self._biases[start:stop]
+
+    def _runs(self, inputs: list[Array]) -> Iterator[tuple[int, int]]:
+        """Of Q, K and V those that one product can have: the first, and the one after the last."""
+        for _, run in groupby(range(len(inputs)), lambda part: id(inputs[part]) if len(self._weights) == 1 else part):
+            first, *_, last = *(members := list(run)), members[-1] + 1
+            yield first, last
 
     q_weight = property(lambda self: self._rows(0, 1)[0])
     k_weight = property(lambda self: self._rows(1, 2)[0])

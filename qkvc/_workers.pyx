@@ -1,15 +1,21 @@
-"""Scratch memory for the workers of a call, and an ear for Ctrl-C while they work."""
+"""Scratch memory for the workers of a call and for its results, and an ear for Ctrl-C while they work."""
 
+from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from threading import get_ident, main_thread
 
+import numpy as np
+
 from qkvc._kernels cimport Task, run
 
 cdef extern from "stdlib.h" nogil:
     void *aligned_alloc(size_t alignment, size_t size)
+
+cdef extern from "Python.h":
+    Py_ssize_t Py_REFCNT(PyObject *x)
 
 cdef extern from *:
     """
@@ -20,6 +26,10 @@ cdef extern from *:
     void *qkvc_swap(void **slot, void *mine) nogil
     int qkvc_signals()            # -1: a Python signal handler raised, and the exception is set
     int qkvc_pending() except -1  # raises what qkvc_signals left set
+
+cdef enum:
+    FRESH = 1 << 17  # bytes: of fewer, malloc keeps the pages (M_MMAP_THRESHOLD)
+    KEPT = 1 << 26
 
 cdef int64_t POLL_NS = 50_000_000  # Ctrl-C is looked for this often; the promise is 200 ms
 cdef double LONG_JOB = 1e9         # flops: shorter ones end before anybody notices
@@ -86,6 +96,32 @@ cdef char *take_memory(size_t bytes) noexcept nogil:
 
 cdef void return_memory(char *memory) noexcept nogil:
     free(qkvc_swap(&spare, memory))
+
+
+# Memory of results is kept too, for later ones of nearly that size, when nobody has them any more: of an array for itself malloc gives the
+# pages back, and to touch fresh ones took 17 % of the time of the gradients of 4 x 6 x 256 x 64 on one core, 9 % of 2 x 12 x 512 x 64.
+cdef list kept = []
+cdef object empty = np.empty
+
+
+cdef object result(tuple shape, object dtype):
+    """An array with anything in it, 64-byte aligned if it is large."""
+    cdef size_t bytes = dtype.itemsize, n
+    cdef object memory
+    for n in shape:
+        bytes *= n
+    if not FRESH <= bytes <= KEPT // 6:  # three gradients, and those that are still looked at while the next are computed
+        return empty(shape, dtype)
+    for memory in kept:
+        # Ours and the list's: whoever has an array of it has a reference more, and so has another thread that is just here.
+        if Py_REFCNT(<PyObject *>memory) == 2 and bytes + 64 <= <size_t>memory.size < 2 * bytes:
+            break
+    else:
+        memory = empty(bytes + 64, np.uint8)
+        kept.append(memory)
+        while sum([x.size for x in kept]) > KEPT:
+            del kept[0]
+    return np.ndarray(shape, dtype, memory, -<size_t>data_of(memory) % 64)
 
 
 cdef char *share_of(const Job *job, int worker) noexcept nogil:

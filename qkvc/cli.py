@@ -132,6 +132,7 @@ SETTINGS = {  # of qkvc.train.Settings, which has their defaults
     "layers": "blocks of the model",
     "width": "of a token's vector",
     "heads": "in each block",
+    "dropout": "share of attention's weights that a step drops",
     "lr": "the highest learning rate",
     "weight_decay": "of matrices, a unit of the learning rate",
     "clip": "the longest gradient",

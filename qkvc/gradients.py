@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from qkvc._backward import backward_arrays, folded
 from qkvc._coerce import Seed, as_per_head, bad
+from qkvc._kernels import undisturbed
 from qkvc.functional import attention_with_lse
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class AttentionGrads(NamedTuple):
 
 
 NEEDS = AttentionGrads._fields
+_USUAL = NEEDS[:3]
 
 
 def attention_backward(
@@ -59,7 +61,7 @@ def attention_backward(
     layout: Layout = "bhld",
     precision: Literal["bf16"] | None = None,
     grad_lse: ArrayLike | None = None,
-    needs: Collection[str] = ("query", "key", "value"),
+    needs: Collection[str] = _USUAL,
     num_threads: int | None = None,
 ) -> AttentionGrads:
     """The gradient of `attention`, from its results and without ever holding the L_q x L_k matrix.
@@ -108,7 +110,8 @@ def attention_backward(
     Memory beside the results: parts of dK and dV take ``itemsize * (D + Dv) * L_k`` bytes each, D and Dv rounded up to whole vectors.  With
     ``rows = L_q * H_q / H_kv`` there are ``min(8, max(1, rows // 512))`` of them for each thread, or for each key head of the whole batch
     where these are fewer than four a thread; and from 4608 rows on, one more for each thread.  Scratch is under 2 MB a thread for D and Dv
-    up to 640.  A bias's gradient is summed in float64; broadcast operands have theirs in full before they are summed.
+    up to 640.  A bias's gradient is summed in float64; broadcast operands have theirs in full before they are summed.  Up to 64 MB that
+    earlier gradients took, each under 11 MB, are kept for later ones when nobody has them any more.
 
     Bits do not depend on threads, batch, heads, neighbours, layout or strides (docs/arithmetic.md, clause 10).
 
@@ -177,7 +180,7 @@ def attention_varlen_backward(
     layout: Layout = "blhd",
     precision: Literal["bf16"] | None = None,
     grad_lse: ArrayLike | None = None,
-    needs: Collection[str] = ("query", "key", "value"),
+    needs: Collection[str] = _USUAL,
     num_threads: int | None = None,
 ) -> AttentionGrads:
     """The gradient of `attention_varlen`, from what `attention_varlen_with_lse` returned.
@@ -217,53 +220,60 @@ def attention_varlen_backward(
         num_threads,
         (cu_seqlens_q, cu_seqlens_k),
     )
-    return AttentionGrads(*arrays[:4], *_per_head(wanted, sinks, *arrays[4:], np.array(cu_seqlens_q)))
+    return AttentionGrads(*arrays[:4], *_per_head(wanted, sinks, *arrays[4:]))
 
 
 def _wanted(needs: Collection[str], **operands: Any) -> frozenset[str]:
-    if isinstance(needs, str) or not all(isinstance(name, str) for name in needs):
+    if needs is _USUAL:  # the checks take a tenth of the smallest call
+        return frozenset(_USUAL)
+    names = None if isinstance(needs, str) or not isinstance(needs, Iterable) else list(needs)
+    if names is None or not all(isinstance(name, str) for name in names):
         raise TypeError(bad("needs", "a collection of names", repr(needs)[:40], WHO))
-    wanted = frozenset(needs)
+    wanted = frozenset(names)
     if not wanted <= set(NEEDS):
         raise ValueError(bad("needs", f"some of {', '.join(NEEDS)}", ", ".join(sorted(wanted - set(NEEDS))), WHO))
     for name, operand in operands.items():
         if name in wanted and operand is None:
-            raise ValueError(bad("needs", f"no {name!r} where there is none", repr(name), WHO))
+            raise ValueError(bad("needs", "names of what the call has", f"{name!r}, and no {name}", WHO))
     return wanted
 
 
-def _per_head(
+def _per_head(wanted: frozenset[str], *given: Any) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
+    """The gradient of the sinks, and head_importance."""
+    return (None, None) if wanted.isdisjoint(("sinks", "head_importance")) else undisturbed(_sums, wanted, *given)
+
+
+def _sums(
     wanted: frozenset[str],
     sinks: Any,
     dots: NDArray[Any],
     lse: NDArray[Any],
     grad_lse: NDArray[Any] | None,
-    starts: NDArray[Any] | None = None,
+    lengths: NDArray[Any] | None,
 ) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
-    """The gradient of the sinks, and head_importance: sums over queries of what the sweep found for each.
+    """Sums over queries of what the sweep found for each.
 
     A sink takes exp(sink - lse) of a query and brings nothing: minus that, times delta.
     """
-    if wanted.isdisjoint(("sinks", "head_importance")):
-        return None, None
     dots, lse = np.atleast_2d(dots), np.atleast_2d(lse)
-    importance = np.abs(_over_queries(dots, starts)) if "head_importance" in wanted else None
+    importance = np.abs(_over_queries(dots, lengths)) if "head_importance" in wanted else None
     if "sinks" not in wanted:
         return None, importance
-    shape = dots.shape[:-1] if starts is None else (starts.size - 1, dots.shape[0])
+    shape = dots.shape[:-1] if lengths is None else (lengths.size, dots.shape[0])
     sink = as_per_head("sinks", sinks, shape, True, WHO).reshape(shape)
-    sink = sink[..., np.newaxis] if starts is None else np.repeat(sink, np.diff(starts), axis=0).T
+    sink = sink[..., np.newaxis] if lengths is None else np.repeat(sink.T, lengths, axis=1)
     share = np.exp(sink - np.where(np.isneginf(sink), 0, lse))
     delta = dots if grad_lse is None else dots - np.atleast_2d(grad_lse)
-    lost = _over_queries(share * np.where(share > 0, delta, 0), starts)
-    return folded(0 - lost, np.shape(sinks)).astype(dots.dtype), importance
+    lost = _over_queries(share * np.where(share > 0, delta, 0), lengths)
+    return folded(0 - lost, np.shape(sinks), dots.dtype), importance
 
 
-def _over_queries(x: NDArray[Any], starts: NDArray[Any] | None) -> NDArray[Any]:
+def _over_queries(x: NDArray[Any], lengths: NDArray[Any] | None) -> NDArray[Any]:
     """Sums over the last axis, of a ragged batch for each sequence, which then is the first axis."""
-    if starts is None:
+    if lengths is None:
         return np.asarray(x.sum(-1))
-    return np.stack([x[:, a:b].sum(-1) for a, b in pairwise(starts)]) if starts.size > 1 else np.zeros((0, len(x)), x.dtype)
+    parts = np.split(x, np.cumsum(lengths)[:-1], axis=-1)
+    return np.stack([part.sum(-1) for part in parts]) if lengths.size else np.zeros((0, len(x)), x.dtype)
 
 
 def attention_vjp(
@@ -286,7 +296,7 @@ def attention_vjp(
     rng: np.random.Generator | int | None = None,
     layout: Layout = "bhld",
     precision: Literal["bf16"] | None = None,
-    needs: Collection[str] = ("query", "key", "value"),
+    needs: Collection[str] = _USUAL,
     num_threads: int | None = None,
 ) -> tuple[NDArray[Any], Callable[[ArrayLike], AttentionGrads]]:
     """`attention`, and the function that takes the loss's derivative back through it, as `jax.vjp` gives it.
@@ -327,11 +337,12 @@ def attention_vjp(
         "precision": precision,
         "num_threads": num_threads,
     }
+    wanted = _wanted(needs, bias=bias, sinks=sinks)
     out, lse = attention_with_lse(query, key, value, **options)
     options["rng"] = seed.value() if dropout_p else None
 
     def vjp(grad_out: ArrayLike) -> AttentionGrads:
-        return attention_backward(grad_out, query, key, value, out, lse, **options, needs=needs)
+        return attention_backward(grad_out, query, key, value, out, lse, **options, needs=wanted)
 
     return out, vjp
 

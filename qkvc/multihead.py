@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import accumulate, groupby
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,7 +100,7 @@ class MultiHeadAttention(Weights):
     the gain of torch.nn.Linear); zeros for the biases; N(0, 1 / (H_kv * D)) for the extra key and value; ones for the norms.
 
     Beside the result a call holds what is projected and what the heads bring back, 2 L H D + 2 S H_kv D numbers a batch item, and the
-    scratch of `qkvc.attention`; with an extra key some L H D more, in float64.  No L x S matrix.
+    scratch of `qkvc.attention`; with an extra key some L H D more, in float64; for a weight of adjacent rows 3.2 MB.  No L x S matrix.
     The cosines and sines of `rope`, (L + S) D numbers unless positions differ in the batch, stay for the next layer and call (`qkvc.rope`).
 
     References
@@ -373,8 +373,7 @@ class MultiHeadAttention(Weights):
     def _project(self, inputs: list[Array], num_threads: int | None) -> list[Array]:
         """Their heads, (..., L, H, D): one product for neighbours that are the same array."""
         heads = []
-        for _, run in groupby(range(len(inputs)), lambda part: id(inputs[part]) if len(self._weights) == 1 else part):
-            first, *_, last = *(members := list(run)), members[-1] + 1
+        for first, last in self._runs(inputs):
             weight, bias = self._rows(first, last)
             product = project(inputs[first], weight, bias, _rows_apart(inputs[first].shape[:-1], len(weight), self.dtype), num_threads)
             counts = self._heads[first:last]

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from qkvc._coerce import as_above_zero, as_count, bad
+from qkvc._coerce import as_above_zero, as_count, as_rate, bad
 from qkvc._console import complain, heading, progress, say
+from qkvc._files import write_whole
 from qkvc.models.language import LanguageModel
 from qkvc.nn import AdamW, DamagedCheckpoint, cross_entropy, keep_memory, load_checkpoint, save_checkpoint, warmed_cosine
 
@@ -27,6 +28,7 @@ HELD_BACK = 10  # every tenth of the text, its end, is for validation
 CHECKED = 8  # batches of a validation
 KEPT = 2  # checkpoints: the last, and the one before in case the last is damaged by the disk
 WARMUP = 20  # one step of so many goes up
+WRITTEN = "step-*.safetensors", "model.safetensors", "config.json"
 WHO = "train"
 
 
@@ -42,6 +44,8 @@ class Settings:
         Sequences of a step, and bytes of each.
     layers, width, heads : int
         Of the model.
+    dropout : float
+        The share of attention's weights that a step drops.
     lr : float
         The highest learning rate: reached after a twentieth of the steps, a tenth of it is left at the end.
     weight_decay, clip : float
@@ -58,6 +62,7 @@ class Settings:
     layers: int = 6
     width: int = 192
     heads: int = 6
+    dropout: float = 0.0
     lr: float = 2e-3
     weight_decay: float = 0.1
     clip: float = 1.0
@@ -69,6 +74,7 @@ class Settings:
             as_count(name, getattr(self, name), WHO)
         for name in ("lr", "clip"):
             as_above_zero(name, getattr(self, name), WHO)
+        as_rate(self.dropout, "dropout", WHO)
 
 
 class Text:
@@ -162,12 +168,12 @@ class Run:
     def __init__(self, settings: Settings, text: Text, directory: Path) -> None:
         self.settings, self.text, self.directory = settings, text, directory
         s = settings
-        self.model = LanguageModel(BYTES, s.width, layers=s.layers, heads=s.heads, rng=s.seed)
+        self.model = LanguageModel(BYTES, s.width, layers=s.layers, heads=s.heads, dropout=s.dropout, rng=s.seed)
         self.optimiser = AdamW(self.model.parameters(), lr=s.lr, weight_decay=s.weight_decay, clip=s.clip)
         self.losses: list[float] = []
         self.points: list[Point] = []
         directory.mkdir(parents=True, exist_ok=True)
-        for unfinished in directory.glob(".step-*.safetensors.*"):  # by a run that was killed while it wrote
+        for unfinished in (file for name in WRITTEN for file in directory.glob(f".{name}.*")):  # by a run that was killed while it wrote
             unfinished.unlink()
         if files := self.checkpoints():
             self._resume(files)
@@ -196,7 +202,10 @@ class Run:
             self.save()  # a disk that is full says so at once
         while self.step < s.steps:
             ids, targets = self.text.batch(s.batch, s.seed, self.step)
-            loss = cross_entropy(self.model.forward(ids), targets)
+            dropped = np.random.default_rng(
+                (s.seed, self.step, 1)
+            )  # of the seed and the step alone, as the batch, and not the batch's numbers
+            loss = cross_entropy(self.model.forward(ids, dropped), targets)
             self._sound("loss", loss.value)
             self.model.zero_grad()
             self.model.backward(loss.grad)
@@ -263,9 +272,11 @@ class Run:
 
     def export(self) -> Path:
         """Write the model as LLaMA's checkpoints are, model.safetensors and config.json, for `qkvc.models.Llama` and others."""
+        from safetensors.numpy import save
+
         path = self.directory / "model.safetensors"
-        save_checkpoint(path, self.model.tensors(), {"format": "pt"})
-        (self.directory / "config.json").write_text(json.dumps(self.model.config(), indent=2) + "\n")
+        write_whole(path, [save(self.model.tensors(), {"format": "pt"})])  # transformers asks for that word
+        write_whole(self.directory / "config.json", [f"{json.dumps(self.model.config(), indent=2)}\n".encode()])
         return path
 
     # ---------------------------------------------------------------------------------------------------------------------- results

@@ -19,8 +19,6 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("qkvc")
 
-FIGURES = pytest.StashKey[list[str]]()
-
 
 @pytest.fixture(params=qkvc.kernels())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
@@ -36,13 +34,16 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
 
 
 @pytest.fixture
-def figures(request: pytest.FixtureRequest) -> list[str]:
-    """Lines to print in the terminal summary."""
-    return request.config.stash.setdefault(FIGURES, [])
+def figures(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """Lines to print in the terminal summary, from whichever process runs the test."""
+    lines: list[str] = []
+    yield lines
+    request.node.user_properties += [("figure", line) for line in lines]
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    lines = config.stash.get(FIGURES, [])
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    ended = terminalreporter.stats.get("", [])  # where the reports of a fixture's end are
+    lines = [line for report in ended for name, line in getattr(report, "user_properties", ()) if name == "figure"]
     if lines:
         terminalreporter.section("figures")
         for line in lines:

@@ -25,4 +25,4 @@ def numbers(seed: int, items: int, heads: int, rows: int, keys: int) -> Words:
     """32 bits for every weight, (items, heads, rows, keys)."""
     item, head, row, key = np.ogrid[:items, :heads, :rows, : -(-keys // 4)]
     four = np.stack(philox((key, row, head, item), (seed % 2**32, seed >> 32)), -1)
-    return four.reshape(items, heads, rows, -1)[..., :keys]
+    return four.reshape(items, heads, rows, 4 * key.shape[-1])[..., :keys]

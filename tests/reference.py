@@ -271,19 +271,84 @@ def reference_backward(
     delta = (weights * d_p).sum(-1, keepdims=True)
     importance = np.abs(delta.sum((-1, -2)))
     if grad_lse is not None:
-        delta = delta - np.asarray(grad_lse).astype(delta.dtype).reshape(lse.shape)[..., np.newaxis]
+        delta = delta - np.where(np.isneginf(lse), 0, np.asarray(grad_lse).reshape(lse.shape)).astype(delta.dtype)[..., np.newaxis]
     d_s = weights * (d_p - delta)
     d_raw = d_s if p.softcap is None else (d_s * (1 - (capped / p.softcap) ** 2)).astype(d_s.dtype)
     scale = p.query.dtype.type(p.scale)
-    grads = []
     per_head = (d_raw @ p.key * scale, d_raw.swapaxes(-1, -2) @ p.query * scale, (weights * p.keep).swapaxes(-1, -2) @ d_o)
-    for x, grad in zip((query, key, value), per_head, strict=True):
+    of_sinks = _like((-taken * delta).sum((-1, -2)), np.shape(options.get("sinks", 0)))
+    return Gradients(*_of_operands(p, per_head, (query, key, value)), _like(d_s, p.bias.shape), of_sinks, importance)
+
+
+def _of_operands(p: Problem, grads: tuple[Array, ...], operands: tuple[ArrayLike, ...]) -> list[Array]:
+    """Of each query head, summed over the group and over broadcast axes."""
+    folded = []
+    for x, grad in zip(operands, grads, strict=True):
         shape = _by_head(x, p.layout).shape
         groups = (shape[-3], grad.shape[-3] // max(shape[-3], 1))
-        folded = _like(grad.reshape(*grad.shape[:-3], *groups, *grad.shape[-2:]).sum(-3), shape)
-        grads.append(folded.swapaxes(-2, -3) if p.layout == "blhd" and np.ndim(x) > 2 else folded.reshape(np.shape(x)))
-    of_sinks = _like((-taken * delta).sum((-1, -2)), np.shape(options.get("sinks", 0)))
-    return Gradients(*grads, _like(d_s, p.bias.shape), of_sinks, importance)
+        own = _like(grad.reshape(*grad.shape[:-3], *groups, *grad.shape[-2:]).sum(-3), shape)
+        folded.append(own.swapaxes(-2, -3) if p.layout == "blhd" and np.ndim(x) > 2 else own.reshape(np.shape(x)))
+    return folded
+
+
+def backward_certificate(
+    grad_out: ArrayLike,
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    grad_lse: ArrayLike | None = None,
+    unit: float = UNIT,
+    weights_lose: float = 0,
+    **options: Any,
+) -> Gradients:
+    """Largest possible error of each element of `reference_backward`, as `certificate` has it, before it is rounded to 16 bits.
+
+    P errs as a weight does and by lse, dP by a chain of Dv, delta by that and by what out errs and lost if it has 16 bits; dS by all
+    three, softcap's slope by twice what its score does.  Sums over keys and over queries are chains, at worst of all terms.
+    """
+    p, bounds = problem(query, key, value, **options), certificate(query, key, value, unit=unit, weights_lose=weights_lose, **options)
+
+    def chain(n: int) -> float:
+        return (n + 16) * unit
+
+    def whole(x: Array) -> Array:
+        return x[np.newaxis] if p.flat else x
+
+    capped = _capped(p, _raw(p))
+    with np.errstate(all="ignore"):
+        weights, lse = _weights(p, _masked(p, capped))
+    of_lse = np.where(np.isfinite(lse), whole(bounds.lse) + 8 * unit * (1 + np.abs(lse)), 0)[..., np.newaxis]
+    rows, columns = np.abs(_by_head(grad_out, p.layout).astype(weights.dtype)), p.value.shape[-1]
+    out = np.abs(p.head_scale * (weights * p.keep @ p.value))
+    of_out = p.keep.max(initial=1) * _by_head(bounds.out, p.layout) + shortening(result_type(query, key, value), out)
+    dropped = (rows * np.abs(p.head_scale) @ np.abs(p.value).swapaxes(-1, -2)) * p.keep
+    more = np.abs(0 if grad_lse is None else np.asarray(grad_lse).reshape(lse.shape)[..., np.newaxis])
+    delta, of_delta = (
+        (rows * out).sum(-1, keepdims=True) + more,
+        (rows * (of_out + chain(columns) * out)).sum(-1, keepdims=True) + unit * more,
+    )
+    of_weights = whole(bounds.weight) + weights * of_lse
+    d_s = weights * (dropped + delta)
+    of_d_s = of_weights * (dropped + delta) + weights * (chain(columns) * dropped + of_delta) + 4 * unit * d_s
+    d_raw, of_raw = d_s, of_d_s
+    if p.softcap is not None:
+        of_raw = of_d_s * (1 - (capped / p.softcap) ** 2) + d_s * np.minimum(1, 2 * whole(bounds.score) / p.softcap + chain(0))
+    scale, (l_q, l_k), group = abs(p.scale), weights.shape[-2:], weights.shape[-3] // max(1, _by_head(key, p.layout).shape[-3])
+    of_all = p.keep * (of_weights + chain(l_q * group) * weights)
+    per_head = (
+        (of_raw + chain(l_k) * d_raw) @ np.abs(p.key) * scale,
+        (of_raw + chain(l_q * group) * d_raw).swapaxes(-1, -2) @ np.abs(p.query) * scale,
+        of_all.swapaxes(-1, -2) @ (rows * np.abs(p.head_scale)),
+    )
+    taken = np.where(np.isneginf(p.sinks), 0, np.exp(p.sinks - np.where(np.isfinite(lse), lse, 0)[..., np.newaxis]))
+    of_sinks = taken * ((of_lse + 8 * unit * np.abs(np.where(taken, p.sinks, 0)) + chain(l_q)) * delta + of_delta)
+    return Gradients(
+        *_of_operands(p, per_head, (query, key, value)),
+        _like(of_d_s + unit * d_s, p.bias.shape),
+        _like(of_sinks.sum((-1, -2)), np.shape(options.get("sinks", 0))),
+        (of_delta + chain(l_q) * delta).sum((-1, -2)),
+    )
 
 
 def naive32(query: ArrayLike, key: ArrayLike, value: ArrayLike, **options: Any) -> NDArray[np.float32]:

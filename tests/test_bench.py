@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from qkvc.bench.cases import CASES, QUICK, Case, Goal, select
 from qkvc.bench.forms import Form
 from qkvc.bench.measure import Effort, measure, prepare, rotated
 from qkvc.bench.problems import CannotExpress, Problem
-from qkvc.bench.results import Result
+from qkvc.bench.results import CaseResult, Contestant, Result
 from qkvc.bench.run import main
 from qkvc.bench.works import RIVALS, WORKS, ours, rivals_of
 
@@ -60,6 +62,11 @@ BUILT_ON_IT = (
     Case(5, 4, 1, 8, kv_heads=2, keys=70, work="varlen"),
     Case(3, 12, 8, 32, work="model"),
     Case(2, 2, 9, 8, causal="top-left", work="training"),
+    Case(2, 4, 40, 8, work="backward"),
+    Case(1, 4, 40, 8, kv_heads=2, keys=70, v_dim=5, causal="bottom-right", work="backward"),
+    Case(2, 4, 40, 8, kv_heads=2, causal="top-left", work="backward"),
+    Case(2, 4, 40, 8, work="dropout"),
+    Case(1, 4, 40, 8, kv_heads=2, causal="top-left", work="dropout"),
 )
 
 
@@ -177,6 +184,36 @@ def test_float64_is_measured_against_more_digits_than_it_has() -> None:
     assert 0 < right.error < 1e-14
     found, form = prepare("narrow", narrow, problem, EFFORT)
     assert (found.status, form) == ("wrong", None)
+
+
+def test_work_and_speed_of_learning_are_counted_as_they_say() -> None:
+    back, both = (WORKS[work].problem(Case(2, 4, 9, 8, kv_heads=2, v_dim=5, work=work)) for work in ("backward", "dropout"))
+    pairs = 2 * 4 * 9 * 9
+    assert (back.flops, both.flops) == (2 * (3 * 8 + 2 * 5) * pairs, 2 * (4 * 8 + 3 * 5) * pairs)
+    case = next(case for case in CASES if case.work == "training")
+    timed = CaseResult(case, 1, [Contestant("qkvc", "timed", seconds=[0.5])], peak=[4e-9], read=[1.0])
+    assert timed.rate(timed.contestants[0]) == 2 * 8 * 256
+    assert timed.share(timed.contestants[0]) == pytest.approx(0.5)  # of the FMA peak
+
+
+def test_gradients_and_dropout_that_are_wrong_are_found() -> None:
+    back, both = (WORKS[work].problem(Case(1, 2, 40, 8, work=work)) for work in ("backward", "dropout"))
+    (right,), (dropped,) = WORKS["backward"].ours(back, 1), WORKS["dropout"].ours(both, 1)
+
+    def off(problem: Problem, threads: int) -> Iterator[Form]:
+        yield replace(right, call=lambda: [x * 1.001 for x in right.call()[:3]])
+
+    def not_as_asked(problem: Problem, threads: int) -> Iterator[Form]:
+        yield replace(dropped, result=both.result)  # judged as if nothing had been dropped
+        for rate in (0.0, 0.2):
+            attend = partial(qkvc.attention, both.query, both.key, dropout_p=rate, rng=1)
+            yield replace(dropped, result=partial(both.beside, attend))
+
+    assert prepare("x", off, back, EFFORT)[0].status == "wrong"
+    whole, none, double = prepare("x", not_as_asked, both, EFFORT)[0].rejected
+    assert "off by" in whole
+    assert "0.0% of the weights" in none
+    assert "weights are dropped instead of 10%" in double
 
 
 def test_window_whose_mask_would_be_vast_is_for_those_who_have_windows() -> None:

@@ -1,4 +1,4 @@
-"""What a run of the benchmarks says: statistics, shares of the machine, promises, tables, pictures, the curve."""
+"""What a run of the benchmarks says: statistics, shares of the machine, promises, tables, pictures, the curve, losses beside torch's."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qkvc.bench import curve, report
+import qkvc
+from qkvc.bench import curve, learn, report
 from qkvc.bench.cases import Case, Goal
 from qkvc.bench.results import CaseResult, Contestant, Result, estimate
 from qkvc.bench.run import main
+from qkvc.train import Settings, Text, own_text
 
 
 def contestant(name: str, *seconds: float, error: float = 1e-7) -> Contestant:
@@ -207,6 +209,63 @@ def test_curve_goes_from_one_query_to_all(tmp_path: Path, capsys: pytest.Capture
     assert main([*shape, "--picture", str(picture)]) == 0
     assert "1x4/2x2/40x8 bottom-right" in capsys.readouterr().out
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+TINY = [
+    "--steps",
+    "6",
+    "--batch",
+    "2",
+    "--length",
+    "16",
+    "--layers",
+    "2",
+    "--width",
+    "16",
+    "--heads",
+    "2",
+    "--every",
+    "4",
+    "--threads",
+    "1",
+]
+
+
+def test_losses_are_torchs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the same batches from the same weights; what is said of them is what came out."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    settings = Settings(steps=12, batch=4, length=24, layers=2, width=16, heads=2)
+    ours, theirs = learn.learn(settings, Text(own_text(), settings.length), threads=1)
+    assert ours.losses[-1] < ours.losses[0] - 0.3
+    np.testing.assert_allclose(ours.losses, theirs.losses, rtol=3e-6)
+    assert ours.held_back == pytest.approx(theirs.held_back, rel=3e-6)
+    assert len(ours.seconds) == len(theirs.seconds) == 12
+    before, picture = qkvc.get_num_threads(), tmp_path / "learn.png"
+    assert main(["learn", *TINY, "--picture", str(picture)]) == 0
+    assert qkvc.get_num_threads() == before
+    told = capsys.readouterr().out
+    assert [line.split()[0] for line in told.splitlines() if " 1    " in line or "held back" in line] == ["1", "held"]
+    assert "times faster on 1 thread\n" in told
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_losses_are_shown_side_by_side() -> None:
+    ours, theirs = learn.Curve("qkvc", [3.0, 2.0, 1.5], [1.0, 2.0, 1.0], 1.0), learn.Curve("torch", [3.0, 2.5, 1.0], [2.0] * 3, 1.25)
+    table = learn.rows(ours, theirs, every=2)
+    assert [row[0] for row in table] == ["1", "2", "3", "held back"]
+    assert [row[3] for row in table] == ["+0.0e+00", "-5.0e-01", "+5.0e-01", "-2.5e-01"]
+    assert learn.speeds(ours, theirs, 100) == "qkvc 100 tokens/s, torch 50 tokens/s; 2.00 [1.00, 2.00] times faster"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--steps", "0"], "steps"), (["--threads", "0"], "threads"), (["--heads", "3"], "num_heads"), (["--length", "99999999"], "text")],
+)
+def test_learning_is_not_misused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["learn", *TINY, *arguments])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_table_goes_between_the_markers(made_up: Result, tmp_path: Path) -> None:

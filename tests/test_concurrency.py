@@ -25,7 +25,8 @@ WORK = """
     import numpy as np, qkvc
     q, k, v = (np.random.default_rng(n).standard_normal((4, 200, 64), dtype=np.float32) for n in range(3))
     def compute(threads=2):
-        return qkvc.attention(q, k, v, num_threads=threads).tobytes()
+        out, vjp = qkvc.attention_vjp(q, k, v, dropout_p=0.5, rng=3, num_threads=threads)
+        return qkvc.attention(q, k, v, num_threads=threads).tobytes() + b"".join(x.tobytes() for x in vjp(out)[:3])
 """
 
 
@@ -156,6 +157,11 @@ LONG_CALLS = {
     "cache": "cache = qkvc.KVCache(1, 1, 70000, 64, dtype='int8'); k = np.ones((1, 1, 65536, 64), np.float32); cache.append(k, k); "
     "q, k = np.ones((1, 8, 4096, 64), np.float32), k[:, :, :4096]; call = lambda: cache.attend(q, k, k); "
     "left = lambda: cache.lengths == 65536",
+    "gradients": "q = k = np.ones((8, 20000, 64), np.float32); lse = np.zeros((8, 20000), np.float32); "
+    "call = lambda: qkvc.attention_backward(q, q, k, k, q, lse, dropout_p=0.1, rng=1)",
+    "sums over columns": "q = np.broadcast_to(np.float32(1), (64, 100000, 256)); k, lse = q[:, :2], np.zeros((64, 100000), np.float32); "
+    "call = lambda: qkvc.attention_backward(q, q, k, k, q, lse, needs=['head_importance'])",
+    "gradient of a weight": "x = np.ones((8192, 4096), np.float32); call = lambda: project(x.T, x.T)",
     "projection": "x = np.broadcast_to(np.float32(1), (1, 2**36)); call = lambda: project(x, x)",
 }
 

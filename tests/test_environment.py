@@ -96,6 +96,21 @@ def calls(rng: np.random.Generator) -> dict[str, Callable[[], Any]]:
     loud = tokens * 40
     angles = np.linspace(0, 1, 70 * 16).reshape(70, 16), np.linspace(0, 1e-39, 70 * 16).reshape(70, 16)
 
+    sinks, wide, far_rows = np.array([-80.0, 80, 0.1, -np.inf]), rng.standard_normal((2, 4, 70, 24)) / 3, bias.astype(float)
+    one = [q, *(x[0].astype("float16") for x in (k, v))]
+
+    def backwards(*arrays: Any, small: float = 1, needs: Any = ("query", "key", "value", "head_importance"), **options: Any) -> Any:
+        """Gradients of a loss in float64, which may be denormal in float32, as bytes."""
+        out, lse = qkvc.attention_with_lse(*arrays, **options)
+        given = {**options, "grad_lse": lse.astype(float) / 3 * small, "needs": needs, "num_threads": 2}
+        grad_out = wide * small
+
+        def call() -> Any:
+            grads = qkvc.attention_backward(grad_out, *arrays, out, lse, **given)
+            return np.concatenate([np.atleast_1d(x).view(np.uint8).ravel() for x in grads if x is not None])
+
+        return call
+
     def remembered(dtype: str, **sizes: int) -> Any:
         cache = qkvc.KVCache(2, 2, 210, 32, v_head_dim=24, dtype=dtype, **sizes)
         cache.append(faint_k, tiny)
@@ -103,6 +118,14 @@ def calls(rng: np.random.Generator) -> dict[str, Callable[[], Any]]:
         return np.concatenate([x.view(np.uint8).ravel() for x in (cache.attend(q[:, :, :1]), cache.keys(), cache.values())])
 
     return {
+        "gradients": backwards(q, k, v, dropout_p=0.3, rng=5),
+        "gradients in float64": backwards(q.astype(float), k, v, softcap=2.0),
+        "gradients of bfloat16": backwards(*halves["bfloat16"], small=1e-37),
+        "gradients of float16 that were broadcast, many of them denormals": backwards(*one, small=1e-6),
+        "denormal gradients": backwards(q, k, tiny, bias=far_rows, small=1e-38, needs=("value", "bias", "head_importance")),
+        "gradients beyond float32": backwards(q, k, v, sinks=sinks, small=1e39, needs=("query", "sinks")),
+        "gradients of sinks": backwards(q, k, v, sinks=sinks - 100, needs=("sinks", "head_importance")),
+        "dropout": lambda: qkvc.attention(q, k, tiny, dropout_p=0.1, rng=2),
         "attention in float64": lambda: qkvc.attention(q.astype(float), k, tiny),
         "attention of bfloat16": lambda: qkvc.attention(*halves["bfloat16"]),
         "attention of float16": lambda: qkvc.attention(*halves["float16"]),

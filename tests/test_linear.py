@@ -155,6 +155,20 @@ def test_threads_and_neighbours(isa: str, rng: np.random.Generator, real: Real, 
         assert_same_bits(project(x, weight[:n], bias[:n]), expected[:, :n], f"rows to {n}")
 
 
+@pytest.mark.parametrize("shape", [(520, 1100, 800), (513, 2050, 20), (600, 0, 30), (700, 1025, 1)], ids=str)
+def test_adjacent_rows_in_pieces(isa: str, rng: np.random.Generator, real: Real, shape: tuple[int, int, int]) -> None:
+    """From 512 tokens on such a weight is turned a piece of 768 rows and 4096 bytes at a time, which moves no bit."""
+    tokens, E, N = shape
+    x, weight, bias = linear(rng, (tokens,), E, N, real)
+    plus, columns = rng.standard_normal((tokens, N)).astype(real), np.asfortranarray(weight)
+    for options in ({}, {"bias": bias}, {"bias": bias, "plus": plus}, {"bias": bias, "gelu": real is np.float32}):
+        expected = project(x, weight, **options)
+        for threads in (1, 2):
+            assert_same_bits(project(x, columns, **options, num_threads=threads), expected, f"{list(options)}, {threads} threads")
+    expected = project(x, weight, bias, plus=plus)
+    assert_same_bits(project(x, columns, bias, plus, plus=plus), expected, "in place")
+
+
 def in_order(x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any], fused: bool) -> NDArray[np.float32]:
     """Clause 8 of docs/arithmetic.md, step by step: small integers in float64 are exact, so that each step rounds once, to float32."""
 

@@ -287,6 +287,24 @@ def test_given_twice_is_one_gradient(rng: np.random.Generator) -> None:
     assert crossed.value is None
 
 
+def test_one_product_or_three_learn_the_same(isa: str, rng: np.random.Generator) -> None:
+    """Q, K and V of one array are one projection: where one is frozen, the others' gradients keep their bits."""
+    m = qkvc.MultiHeadAttention(24, 4, num_kv_heads=2, rng=0)
+    x, factors = rng.standard_normal((2, 3, 40, 24)).astype(np.float32)
+    trace = m.forward(x, causal=True)[1]
+    together = m.backward(factors, trace)
+    assert {name: grad.shape for name, grad in together.weights.items()} == {name: part.shape for name, part in m._parts().items()}
+    for part in "qkv":
+        m.freeze(part)
+        some = m.backward(factors, trace)
+        assert f"{part}_weight" not in some.weights
+        assert len(some.weights) == len(together.weights) - 2
+        for name, grad in some.weights.items():
+            assert_same_bits(grad, together.weights[name], name)
+        assert_same_bits(some.query, together.query)
+        m.freeze()
+
+
 def test_freeze(rng: np.random.Generator) -> None:
     layer = attention("float32", qk_norm=1e-6)
     x = rng.standard_normal((5, WIDTH)).astype(np.float32)
@@ -363,6 +381,26 @@ def test_what_is_called_is_forgotten(rng: np.random.Generator) -> None:
         layer.backward(x)
 
 
+def test_a_call_drops_nothing(rng: np.random.Generator) -> None:
+    """`forward` is training and a call evaluation, in every layer inside and even after a call that failed."""
+    model, ids = LanguageModel(13, 8, layers=2, heads=2, dropout=0.4, rng=0, dtype="float64"), rng.integers(0, 13, (2, 9))
+    whole = LanguageModel(13, 8, layers=2, heads=2, rng=0, dtype="float64")
+    with pytest.raises(ValueError, match="ids"):
+        model([[13]])
+    assert_same_bits(model(ids), whole(ids))
+    assert_same_bits(model(ids), whole.forward(ids))
+    first, second = model.forward(ids), model.forward(ids)
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(first, model(ids))
+    attention, x = model.blocks[0].attention, rng.standard_normal((2, 9, 8))
+    assert_same_bits(attention(x), whole.blocks[0].attention(x))
+    assert not np.array_equal(attention.forward(x), attention(x))
+    assert_same_bits(model.forward(ids, 5), model.forward(ids, 5))
+    seeds = [block.attention._kept[0].options["rng"] for block in model.blocks]  # type: ignore[index]
+    assert seeds[0] != seeds[1]
+    assert_refused(lambda: LanguageModel(13, 8, layers=1, heads=2, dropout=1.0), ValueError, "LanguageModel: dropout:", "below 1", "1.0")
+
+
 def test_the_model_is_a_llama(rng: np.random.Generator) -> None:
     """Token by token, with a cache, the scores of all at once."""
     model, ids = LanguageModel(50, 32, layers=3, heads=4, rng=0), rng.integers(0, 50, (2, 21))
@@ -373,14 +411,15 @@ def test_the_model_is_a_llama(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(np.concatenate(steps, 1), model(ids), rtol=0, atol=2e-5)
 
 
-def test_the_model_gradients(isa: str, rng: np.random.Generator) -> None:
-    model = LanguageModel(13, 8, layers=2, heads=2, rng=0, dtype="float64")
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_the_model_gradients(isa: str, rng: np.random.Generator, dropout: float) -> None:
+    model = LanguageModel(13, 8, layers=2, heads=2, dropout=dropout, rng=0, dtype="float64")
     ids, targets = rng.integers(0, 13, (2, 2, 6))
-    loss = cross_entropy(model.forward(ids), targets)
+    loss = cross_entropy(model.forward(ids, 1), targets)
     model.zero_grad()
     model.backward(loss.grad)
     for name, parameter in model.parameters().items():
-        assert_slopes(lambda: cross_entropy(model(ids), targets).value, parameter.value, parameter.grad, rng, name)
+        assert_slopes(lambda: cross_entropy(model.forward(ids, 1), targets).value, parameter.value, parameter.grad, rng, name)
 
 
 def test_memory_is_kept() -> None:

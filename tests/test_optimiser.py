@@ -157,6 +157,11 @@ def test_checkpoint(tmp_path: Path, rng: np.random.Generator) -> None:
     assert found.keys() == tensors.keys()
     for name, array in tensors.items():
         assert_same_bits(found[name], np.ascontiguousarray(array))
+    written = {path.read_bytes()}
+    for _ in range(9):
+        save_checkpoint(path, tensors, ABOUT)
+        written.add(path.read_bytes())
+    assert len(written) == 1
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
 
 

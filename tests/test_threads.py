@@ -25,6 +25,13 @@ def test_eight_python_threads_at_once(isa: str, rng: np.random.Generator) -> Non
         for n in range(1, 17)
     ]
     expected = [qkvc.attention_with_lse(q, k, v, **options) for options in calls]
+
+    def gradient() -> NDArray[Any]:
+        grad = qkvc.attention_vjp(q, k, v, dropout_p=0.5, rng=3)[1](v[:, [0, 0, 1, 1], :130]).key
+        assert grad is not None
+        return grad
+
+    of_key = gradient()
     start = threading.Barrier(8)
 
     def worker(number: int) -> int:
@@ -35,6 +42,8 @@ def test_eight_python_threads_at_once(isa: str, rng: np.random.Generator) -> Non
             assert_same_bits(got.out, expected[n].out)
             assert_same_bits(got.lse, expected[n].lse)
             assert_same_bits(qkvc.softmax(q[0, 0]), qkvc.softmax(q[0, 0]))
+            if turn % 10 == number:
+                assert_same_bits(gradient(), of_key)
         return turn + 1
 
     with ThreadPoolExecutor(8) as pool:

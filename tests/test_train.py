@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,23 @@ def test_stopped_and_gone_on(straight: Path, tmp_path: Path) -> None:
     assert done.points == last.points
 
 
+def test_dropout_goes_on_too(tmp_path: Path) -> None:
+    """What a step drops hangs on the seed and the step alone; a validation drops nothing."""
+    s = replace(SMALL, dropout=0.3)
+    run = run_of(tmp_path / "straight", s)
+    run.go(lambda run: None)
+    with pytest.raises(Stop):
+        run_of(tmp_path / "stopped", s).go(stop_at(6))
+    again = run_of(tmp_path / "stopped", s)
+    assert again.step == 4
+    again.go(lambda run: None)
+    assert_same_run(tmp_path / "stopped", tmp_path / "straight")
+    assert run.validate() == again.validate() == run.points[-1].loss
+    whole = run_of(tmp_path / "whole", SMALL)
+    whole.go(lambda run: None)
+    assert run.losses[0] != whole.losses[0]
+
+
 def test_threads_change_no_bit(straight: Path, tmp_path: Path) -> None:
     before = qkvc.get_num_threads()
     try:
@@ -251,6 +269,7 @@ def test_texts() -> None:
     [
         (["--steps", "0"], ["train: steps:", "got 0"]),
         (["--lr", "nan"], ["train: lr:", "nan"]),
+        (["--dropout", "1"], ["train: dropout:", "below 1", "1.0"]),
         (["--width", "30", "--heads", "4"], ["num_heads", "30"]),
     ],
 )
@@ -271,6 +290,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert "step      4:" in told
     assert "held back" in told
     assert {"loss.png", "model.safetensors", "config.json", "step-00000004.safetensors"} <= {file.name for file in Path("out").iterdir()}
+    with import_module("safetensors").safe_open("out/model.safetensors", "np") as model:
+        assert model.metadata() == {"format": "pt"}
     for arguments, word in ((["missing"], "missing"), (["out/loss.png"], "UTF-8")):
         try:
             code: Any = main(["train", *arguments, "--out", "other", *small])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qkvc._coerce import as_rate
 from qkvc.models.llama import Llama
 from qkvc.multihead import MultiHeadAttention
 from qkvc.nn import Embedding, FeedForward, Layer, Linear, RMSNorm, SelfAttention, TransformerBlock
@@ -31,8 +32,11 @@ class LanguageModel(Layer):
         E, of a token's vector.
     layers, heads : int
         How many blocks, and heads in each.
+    dropout : float, default 0
+        The share of attention's weights that `forward` drops, 0 to below 1; a call of the model drops none.
     dtype : {"float32", "float64"}
     rng : numpy.random.Generator or int, optional
+        Of the initial weights, and after them of those that are dropped.
 
     Attributes
     ----------
@@ -75,29 +79,34 @@ class LanguageModel(Layer):
         *,
         layers: int,
         heads: int,
+        dropout: float = 0.0,
         dtype: DTypeLike = "float32",
         rng: np.random.Generator | int | None = None,
     ) -> None:
-        how: dict[str, Any] = {"dtype": dtype, "rng": np.random.default_rng(rng)}
+        self.dropout, self.rng = as_rate(dropout, "dropout", "LanguageModel"), np.random.default_rng(rng)
+        how: dict[str, Any] = {"dtype": dtype, "rng": self.rng}
         self.embedding = Embedding(vocabulary, width, **how)
         self.blocks = [self._block(width, heads, layers, how) for _ in range(layers)]
         self.norm = RMSNorm(width, eps=EPS, dtype=dtype)
         self.head = Linear(width, vocabulary, bias=False, **how)
 
-    @staticmethod
-    def _block(width: int, heads: int, layers: int, how: dict[str, Any]) -> TransformerBlock:
+    def _block(self, width: int, heads: int, layers: int, how: dict[str, Any]) -> TransformerBlock:
         attention = MultiHeadAttention(width, heads, qkv_bias=False, out_bias=False, rope=RopeConfig(BASE), **how)
         feed_forward = FeedForward(width, activation="swiglu", bias=False, **how)
         for weight in (attention.out_weight, feed_forward.down.weight.value):
             weight /= sqrt(2 * layers)
         norms = RMSNorm(width, eps=EPS, dtype=how["dtype"]), RMSNorm(width, eps=EPS, dtype=how["dtype"])
-        return TransformerBlock(SelfAttention(attention, causal=True), feed_forward, norms)
+        return TransformerBlock(SelfAttention(attention, causal=True, dropout_p=self.dropout), feed_forward, norms)
 
-    def forward(self, ids: ArrayLike, /) -> Array:
-        """Scores (B, L, vocabulary) of what follows each of the tokens (B, L)."""
+    def forward(self, ids: ArrayLike, /, rng: np.random.Generator | int | None = None) -> Array:
+        """Scores (B, L, vocabulary) of what follows each of the tokens (B, L).
+
+        `rng` says which weights are dropped, others in each block: the same ones from the same seed.  By default it is the model's own.
+        """
+        generator = self.rng if rng is None else np.random.default_rng(rng)
         x = self.embedding.forward(ids)
         for block in self.blocks:
-            x = block.forward(x)
+            x = block.forward(x, generator)
         return self.head.forward(self.norm.forward(x))
 
     def backward(self, grad: Array) -> None:

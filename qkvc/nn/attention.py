@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from qkvc._coerce import bad
 from qkvc.multihead import MultiHeadAttention
-from qkvc.nn.layer import Array, Layer, Parameter
+from qkvc.nn.layer import Array, Layer, Parameter, evaluating
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import ArrayLike
 
 
@@ -20,7 +21,8 @@ class SelfAttention(Layer):
     heads : MultiHeadAttention
         What it computes with and what it learns, in place.
     **options
-        As of a call of it: ``causal=True``, `window`, `alibi_slopes` and so on, the same for every call.
+        As of a call of it: ``causal=True``, `window`, `alibi_slopes` and so on, the same for every call.  `dropout_p` and `rng` are for
+        `forward` alone: a call of the layer drops nothing.
 
     Attributes
     ----------
@@ -50,9 +52,14 @@ class SelfAttention(Layer):
         """By the names of the module's attributes."""
         return dict(self._learned)
 
-    def forward(self, x: ArrayLike, /, plus: Array | None = None) -> Array:
-        """(..., L, E) to (..., L, E), added to `plus` if given."""
-        y, trace = self.heads.forward(x, plus=plus, **self.options)
+    def forward(self, x: ArrayLike, /, plus: Array | None = None, rng: np.random.Generator | int | None = None) -> Array:
+        """(..., L, E) to (..., L, E), added to `plus` if given; `rng` says which weights are dropped, by default that of the options."""
+        options = self.options
+        if evaluating.get():
+            options = {name: x for name, x in options.items() if name not in ("dropout_p", "rng")}
+        elif rng is not None and options.get("dropout_p"):
+            options = {**options, "rng": rng}
+        y, trace = self.heads.forward(x, plus=plus, **options)
         self._kept = (trace,)
         return y
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from qkvc._coerce import bad
 from qkvc.nn.attention import SelfAttention
 from qkvc.nn.feed_forward import FeedForward
 from qkvc.nn.layer import Array, Layer
 from qkvc.nn.norm import LayerNorm, RMSNorm
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class TransformerBlock(Layer):
@@ -32,9 +37,9 @@ class TransformerBlock(Layer):
         self.norm_1, self.norm_2 = norms
         self.attention, self.feed_forward = attention, feed_forward
 
-    def forward(self, x: Array, /) -> Array:
-        """(..., L, E) to (..., L, E)."""
-        between = self.attention.forward(self.norm_1.forward(x), plus=x)
+    def forward(self, x: Array, /, rng: np.random.Generator | int | None = None) -> Array:
+        """(..., L, E) to (..., L, E); `rng` as of `SelfAttention.forward`."""
+        between = self.attention.forward(self.norm_1.forward(x), x, rng)
         return self.feed_forward.forward(self.norm_2.forward(between), plus=between)
 
     def backward(self, grad: Array) -> Array:

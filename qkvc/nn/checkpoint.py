@@ -28,10 +28,7 @@ def _checksum(tensors: Mapping[str, Array], about: str) -> str:
 
 
 def save_checkpoint(path: str | os.PathLike[str], tensors: Mapping[str, Array], about: Mapping[str, Any]) -> None:
-    """Write a checkpoint, by the package safetensors.
-
-    The file is written beside its place, flushed to the disk and then renamed, so that whoever opens the path, after a crash too, finds
-    the whole file or the one that was there before.
+    """Write a checkpoint, by the package safetensors: the same bytes for the same tensors, and whole or not at all.
 
     Parameters
     ----------
@@ -51,7 +48,7 @@ def save_checkpoint(path: str | os.PathLike[str], tensors: Mapping[str, Array], 
     from safetensors.numpy import save
 
     text = json.dumps(about)
-    metadata = {"about": text, "crc32": _checksum(tensors, text)}
+    metadata = {"qkvc": f"{_checksum(tensors, text)} {text}"}  # one entry: safetensors writes several in any order
     write_whole(path, [save({name: np.ascontiguousarray(x) for name, x in tensors.items()}, metadata)])
 
 
@@ -88,8 +85,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dic
         raise DamagedCheckpoint(
             f"load_checkpoint: path: expected a whole checkpoint, got {path}, of which safetensors says: {error}"
         ) from None
-    text = metadata.get("about", "")
-    if metadata.get("crc32") != _checksum(tensors, text):
+    checksum, _, text = metadata.get("qkvc", "").partition(" ")
+    if checksum != _checksum(tensors, text):
         raise DamagedCheckpoint(f"load_checkpoint: path: expected a checkpoint as it was written, got {path}, whose checksum differs")
     about: dict[str, Any] = json.loads(text)
     return tensors, about

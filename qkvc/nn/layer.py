@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from qkvc._coerce import as_array, bad, shape_text
 
 Array = NDArray[Any]
+
+evaluating: ContextVar[bool] = ContextVar("evaluating", default=False)  # inside a call of a layer, whatever forwards that runs
 
 
 class Parameter:
@@ -43,22 +46,25 @@ class Parameter:
 class Layer:
     """A step of a model, with its own gradient.
 
-    ``layer(x)`` computes.  ``layer.forward(x)`` computes the same and remembers what ``layer.backward(grad)`` needs, which returns the
-    gradient with respect to `x` and adds those of its parameters to theirs.  There is no graph: a layer of layers calls them one after
-    another, and their backwards in reverse.
+    ``layer.forward(x)`` is training: it drops what dropout drops, and remembers what ``layer.backward(grad)`` needs, which returns the
+    gradient with respect to `x` and adds those of its parameters to theirs.  ``layer(x)`` is evaluation: it computes the same, but drops
+    nothing and remembers nothing, here and in every layer inside.  There is no mode to be set, and no graph: a layer of layers calls them
+    one after another, and their backwards in reverse.
     """
 
     _kept: tuple[Any, ...] | None = None
 
     def forward(self, x: Any, /, *more: Any) -> Array:
-        """Compute, and remember."""
+        """Compute as in training, and remember."""
         raise NotImplementedError(f"{type(self).__name__}.forward")
 
     def __call__(self, x: Any, /, *more: Any) -> Array:
-        """Compute, and forget."""
+        """Compute without dropout, and forget."""
+        before = evaluating.set(True)
         try:
             return self.forward(x, *more)
         finally:
+            evaluating.reset(before)
             self.forget()
 
     def parts(self) -> Iterator[tuple[str, Parameter | Layer]]:

@@ -1,7 +1,7 @@
 /* The kernels whose vectors lie along rows, on every kernel set this CPU can run, in every dtype: few queries against a block, and few tokens
  * against a weight, to the bits of the tile kernels and near plain loops in long double; a head's norm and turn, to the bits of
- * docs/arithmetic.md; gradients and AdamW; rows gathered and shortened through strides.  No Python: `make kernels` runs it here and
- * `make neon` on an emulated AArch64. */
+ * docs/arithmetic.md; gradients and AdamW; rows gathered and shortened through strides; beside them dropout, by another Philox.  No Python:
+ * `make kernels` runs it here and `make neon` on an emulated AArch64. */
 #include "check.h"
 
 #include <stdlib.h>
@@ -398,6 +398,45 @@ static void check_gather_pairs(const Set *kn, int rows, int cols, int row, int c
     expect(kn, "gather_values, past its end", rows, values[up * cols], 7777, 0);
 }
 
+/* Random123's Philox 4x32-10 in words of 32 bits, one counter at a time: what `draw` does in vectors of 64 */
+static void philox(uint32_t x[4], uint32_t low, uint32_t high)
+{
+    for (int round = 0; round < 10; ++round, low += 0x9e3779b9, high += 0xbb67ae85) {
+        const uint64_t a = (uint64_t)x[0] * 0xd2511f53, b = (uint64_t)x[2] * 0xcd9e8d57;
+        const uint32_t next[4] = {(uint32_t)(b >> 32) ^ x[1] ^ low, (uint32_t)b, (uint32_t)(a >> 32) ^ x[3] ^ high, (uint32_t)a};
+        memcpy(x, next, sizeof next);
+    }
+}
+
+/* Weights of any queries, heads and keys of any size, kept or not by what Philox says, on the staircase of a causal block; a limit that is
+ * a weight's own number keeps it, one more does not. */
+static void check_dropout(const Set *kn, int vecs, int64_t first, uint32_t item)
+{
+    static double keep[W * MAX_TILE + 1], P[W * MAX_TILE], before[W * MAX_TILE];
+    const int tile = kn->lanes * kn->vecs, depth[QKVC_MAX_VECS] = {W - 27, W - 2, W};
+    struct qkvc_dropout c = {.seed = 0x9123456789abcdefu * (item + 1), .limit = 0x80000000u, .scale = 1.0 / 3};
+    uint32_t row[MAX_TILE], head[MAX_TILE];
+    for (int i = 0; i < tile; ++i) row[i] = 0xfffffff0u * (i % 3 == 1) + (uint32_t)i, head[i] = (uint32_t)i * 0x10001u;
+    for (int turn = 0; turn < 4; ++turn) {
+        uint32_t own[4] = {(uint32_t)(first / 4), row[0], head[0], item};
+        philox(own, (uint32_t)c.seed, (uint32_t)(c.seed >> 32));
+        if (turn) c.limit = turn == 1 ? own[2] : turn == 2 ? own[2] + 1 : UINT32_MAX;
+        fill(kn, P, W * tile, 1, 93), memcpy(before, P, sizeof P);
+        put(kn, keep, W * tile, UNTOUCHED);
+        kn->draw(keep, &c, row, head, item, first, depth, vecs);
+        kn->drop(P, keep, depth, vecs);
+        for (int i = 0; i < vecs * kn->lanes; ++i)
+            for (int j = 0; j < W; ++j) {
+                uint32_t x[4] = {(uint32_t)((first + j) / 4), row[i], head[i], item};
+                philox(x, (uint32_t)c.seed, (uint32_t)(c.seed >> 32));
+                const double scale = x[j % 4] < c.limit ? 0 : rounded(kn, c.scale), p = get(kn, before, j * tile + i);
+                if (j < depth[i / kn->lanes]) expect(kn, "draw", j * tile + i, get(kn, keep, j * tile + i), scale, 0);
+                expect(kn, "drop", j * tile + i, get(kn, P, j * tile + i), j < depth[i / kn->lanes] ? rounded(kn, p * scale) : p, 0);
+            }
+        expect(kn, "draw, past its end", W * tile, get(kn, keep, W * tile), UNTOUCHED, 0);
+    }
+}
+
 static void check_set(const Set *kn)
 {
     static const int widths[] = {1, 16, 40, 7, 33, 64, 80}, keys[] = {1, 16, 31, 100, 127, 128}, strides[] = {1, 3, -1, 0};
@@ -429,6 +468,9 @@ static void check_set(const Set *kn)
     for (int width = 1; width <= MAX_D; ++width)
         for (int way = 0; way < 4; ++way) check_turn(kn, width, width / 2 - way % 2 * (width / 8), way % 2, way / 2);
     for (int n = 1; n <= MAX_D; ++n) check_learning(kn, n, n % 2), check_learning(kn, n, 1 - n % 2), check_transpose(kn, n, MAX_D - n + 1);
+    if (kn->draw)
+        for (int vecs = 1; vecs <= kn->vecs; ++vecs)
+            for (int item = 0; item < 4; ++item) check_dropout(kn, vecs, W * ((int64_t)1 << 9 * item), (uint32_t)item * 0x20000001u);
     printf("%-10s %s  rows: largest error %.2f of what is allowed\n", kn->name, kn->dtype, worst);
 }
 
