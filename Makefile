@@ -1,4 +1,4 @@
-# The set-up, the checks and the measurements of qkvc.  A newcomer needs `make demo` and `make test`; both set up what they want themselves.
+# The set-up, the checks and the measurements of qkvc.  A newcomer needs `make demo`, `make docs`, `make test`; each sets up what it wants.
 
 PYTHON ?= python3
 VENV   ?= .venv

@@ -90,3 +90,11 @@ def test_the_reference_lists_every_public_function_and_class_once() -> None:
 def test_the_gallery_draws_with_every_function() -> None:
     text = (ROOT / "docs" / "en" / "gallery.md").read_text(encoding="utf-8")
     assert set(re.findall(r"plot\.(\w+)\(", text)) == set(importlib.import_module("qkvc.plot").__all__)
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md", "CONTRIBUTING.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    """Those of the site are Sphinx's to check."""
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text(encoding="utf-8"))
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
