@@ -1,4 +1,4 @@
-# The set-up, the checks and the measurements of qkvc.  A newcomer needs `make demo` and `make test`; both set up what they want themselves.
+# The set-up, the checks and the measurements of qkvc.  A newcomer needs `make demo`, `make docs`, `make test`; each sets up what it wants.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -54,11 +54,10 @@ format: $(VENV)/lint
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-pages: $(VENV)/plot $(VENV)/weights  ## run every page of docs/en: what it prints and draws becomes the page's
+pages: $(VENV)/analysis $(VENV)/weights  ## run every page of docs/en: what it prints and draws becomes the page's
 	$(PY) tools/pages.py --write
 
-docs: $(VENV)/docs $(VENV)/weights  ## the documentation site, from the repository alone: out/site/index.html
-	$(PY) tools/pages.py
+docs: $(VENV)/docs  ## the documentation site, from the repository alone: out/site/index.html
 	$(PY) -m sphinx --fail-on-warning --quiet --builder html docs out/site
 
 bench: $(VENV)/bench  ## the benchmarks, against every rival that is installed

@@ -1,20 +1,13 @@
 """The documentation site: `make docs`.  Nothing in it comes from anywhere but this repository."""
 
-import sys
-from pathlib import Path
-
 import qkvc
-
-sys.path.insert(0, str(Path(__file__).parent))  # for gallery.py
-import gallery
-
-gallery.main(Path(__file__).parent.parent / "out" / "gallery")
 
 project = "qkvc"
 author = "the qkvc developers"
 version = release = qkvc.__version__
 extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.autosummary"]
 myst_heading_anchors = 3
+default_role = "py:obj"  # `attention` in a docstring is a link to it, a parameter's name is only code
 templates_path = ["templates"]
 exclude_patterns = ["templates"]
 
@@ -27,4 +20,5 @@ numpydoc_xref_param_type = False
 html_theme = "furo"
 html_title = "qkvc"
 html_copy_source = False
+html_show_copyright = False
 html_show_sphinx = False

@@ -1,6 +1,11 @@
 """qkvc: attention for NumPy.
 
 ``qkvc.attention(query, key, value)`` is softmax(Q K^T / sqrt(d)) V on plain arrays, compiled, on all cores, without the L x L matrix.
+`MultiHeadAttention`, `KVCache` and `rope` make a model's layer of it; `attention_weights` and `attention_stats` look inside.
+
+Imported by name: `qkvc.analysis` (what heads do, in numbers), `qkvc.plot` (in pictures), `qkvc.report` (as a page), `qkvc.models` (MiniLM,
+BERT, GPT-2, LLaMA from their files), `qkvc.nn` (what learns), `qkvc.experiments` (what training does), `qkvc.integrations`.
+
 The hot loop is `product_range` in src/kernels_body.h; the algorithm around it is `walk` in qkvc/_attention.pyx.
 """
 

@@ -49,7 +49,7 @@ def _rows_at(batch: tuple[int, ...], length: int, keys: int, options: dict[str, 
 
 
 class MultiHeadAttention(Weights):
-    """Multi-head attention, forward: every head projects its own queries, keys and values, and W_O mixes what they bring back.
+    """Multi-head attention, forward and backward: every head projects its own queries, keys and values, and W_O mixes what they bring back.
 
     Parameters
     ----------

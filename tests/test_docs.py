@@ -79,8 +79,22 @@ def test_a_page_that_fails_or_draws_nothing(tmp_path: Path) -> None:
 PUBLIC = ("qkvc", *(f"qkvc.{name}" for name in ("analysis", "experiments", "models", "nn", "plot", "report")))
 
 
-def test_the_reference_lists_every_public_name_once() -> None:
+def test_the_reference_lists_every_public_function_and_class_once() -> None:
     listed = re.findall(r"^   ([\w.]+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
-    public = [f"{module}.{name}" for module in PUBLIC for name in importlib.import_module(module).__all__]
+    modules = [(module, importlib.import_module(module)) for module in PUBLIC]
+    public = [f"{name}.{member}" for name, module in modules for member in module.__all__ if callable(getattr(module, member))]
     elsewhere = ["qkvc.integrations.onnx.ops"]  # which imports onnx
     assert sorted(f"qkvc.{name}" for name in listed) == sorted([*public, *elsewhere])
+
+
+def test_the_gallery_draws_with_every_function() -> None:
+    text = (ROOT / "docs" / "en" / "gallery.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"plot\.(\w+)\(", text)) == set(importlib.import_module("qkvc.plot").__all__)
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md", "CONTRIBUTING.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    """Those of the site are Sphinx's to check."""
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text(encoding="utf-8"))
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
