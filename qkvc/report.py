@@ -47,6 +47,10 @@ def keeps_matrix(layers: int, heads: int, tokens: int, *, causal: bool) -> bool:
         The sizes of the model and of the text.
     causal : bool
         Is every weight to the right of the diagonal 0?
+
+    Returns
+    -------
+    bool
     """
     return layers * heads * (tokens * (tokens + 1) // 2 if causal else tokens * tokens) <= BUDGET
 

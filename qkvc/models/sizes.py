@@ -261,7 +261,16 @@ def from_config(config: Mapping[str, Any], name: str = "model") -> Size:
 
 
 def size_of(model: str | PathLike[str]) -> Size:
-    """The sizes of a model that is known by name (`SIZES`), or of a directory with a `config.json`, or of such a file.
+    """Parameters, operations and cache bytes of a model, by formula.
+
+    Parameters
+    ----------
+    model : str or path-like
+        A known name, such as "gpt2", "llama-7b" or "minilm", in either case; a directory with a `config.json`; or such a file.
+
+    Returns
+    -------
+    Size
 
     Raises
     ------
