@@ -65,6 +65,21 @@ def test_a_page_that_says_something_else(said: str, right: bool, tmp_path: Path)
     )
 
 
+@pytest.mark.parametrize(
+    ("got", "said", "same"),
+    [
+        ("30%", "31%", True),
+        ("30%", "32%", False),
+        ("30", "31", False),
+        ("-1.5e-3", "-1.6e-3", True),
+        ("1.5e-3", "1.5e-2", False),
+        ("1,000.0", "999.9", True),
+    ],
+)
+def test_numbers_that_agree(got: str, said: str, same: bool) -> None:
+    assert tool().agree(f"it is {got} here", f"it is {said} here") is same
+
+
 def test_a_page_that_fails_or_draws_nothing(tmp_path: Path) -> None:
     for language in ("en", "zh"):
         (tmp_path / language).mkdir()

@@ -21,7 +21,7 @@ from typing import Any
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PICTURE = re.compile(r"!\[[^\]]*\]\(\.\./(pictures/[^)]+)\)")
-NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?")
+NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?%?")
 
 
 def agree(got: str, wanted: str) -> bool:
@@ -32,12 +32,16 @@ def agree(got: str, wanted: str) -> bool:
 
 
 def near(got: str, wanted: str) -> bool:
-    (mantissa, _, exponent), (other, _, its) = (text.replace(",", "").partition("e") for text in (wanted, got))
-    places = len(mantissa.partition(".")[2])
-    unit = 10.0 ** (int(exponent or 0) - places) if "." in mantissa or exponent else 0.0
-    return (
-        places == len(other.partition(".")[2]) and abs(float(f"{other}e{its or 0}") - float(f"{mantissa}e{exponent or 0}")) <= 1.001 * unit
-    )
+    """Whole numbers are counted, and so exact; percents are not."""
+    (value, unit), (other, its) = (value_and_unit(text) for text in (got, wanted))
+    return unit == its and abs(value - other) <= 1.001 * unit
+
+
+def value_and_unit(text: str) -> tuple[float, float]:
+    number = text.replace(",", "").rstrip("%")
+    mantissa, _, exponent = number.partition("e")
+    whole = number.lstrip("-").isdigit() and not text.endswith("%")
+    return float(number), 0.0 if whole else 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
 
 
 def run(text: str, page: str, wrong: Callable[[int, str, str], None]) -> str:
