@@ -88,6 +88,22 @@ def test_cka_does_not_see_rotations_and_scales(seed: int, tokens: int) -> None:
 # --- clusters --------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("size", [1e-200, 1e-90, 1e90, 1e200])
+def test_sizes_of_heads_do_not_matter(rng: np.random.Generator, size: float) -> None:
+    """Fourth powers of these are beyond float64."""
+    x = rng.standard_normal((3, 9, 4))
+    other = x * np.array([1, size, -size])[:, np.newaxis, np.newaxis]
+    np.testing.assert_allclose(cka(other), cka(x), rtol=1e-9)
+    np.testing.assert_allclose(cosine_similarity(other), cosine_similarity(x) * np.sign([[1, 1, -1], [1, 1, -1], [-1, -1, 1]]), rtol=1e-9)
+
+
+@pytest.mark.parametrize("tokens", [2, 3, 7, 11, 1001])
+def test_cka_of_tokens_that_are_alike(rng: np.random.Generator, tokens: int) -> None:
+    """Also where their mean is not exactly they."""
+    alike = np.tile(rng.standard_normal(5), (tokens, 1))
+    np.testing.assert_array_equal(cka([alike, rng.standard_normal((tokens, 5))]), [[0, 0], [0, pytest.approx(1)]])
+
+
 def test_clusters(rng: np.random.Generator) -> None:
     places = np.array([5.0, 0, 9, 0.1, 5.2, 9.3, 0.3])[:, np.newaxis]
     apart = squareform(pdist(places))
@@ -148,3 +164,4 @@ def test_misuse(rng: np.random.Generator) -> None:
         assert_refused(lambda call=call: call(1 - near), ValueError, "distances", "0 on the diagonal")
         assert_refused(lambda call=call: call(-near), ValueError, "distances", "0 and more")
     assert_refused(lambda: embed_heads(near, dims=0), ValueError, "embed_heads", "dims")
+    assert_refused(lambda: embed_heads(near, seed=1 << 32), ValueError, "embed_heads", "seed", "2^32")

@@ -89,7 +89,7 @@ def cosine_similarity(x: ArrayLike) -> NDArray[np.float64]:
         Numbers that are not real.
     """
     array = as_numbers("x", x, "cosine_similarity", "shape (..., H, M, N)", axes=3)
-    rows = array.reshape(*array.shape[:-2], array.shape[-2] * array.shape[-1])
+    rows = _of_one_size(array).reshape(*array.shape[:-2], array.shape[-2] * array.shape[-1])
     return _normalised(rows @ rows.swapaxes(-1, -2))
 
 
@@ -122,7 +122,11 @@ def cka(outputs: ArrayLike) -> NDArray[np.float64]:
     """
     array = as_numbers("outputs", outputs, "cka", "shape (..., H, L, Dv)", axes=3)
     heads, tokens, width = array.shape[-3:]
-    array = array - array.mean(-2, keepdims=True) if tokens else array
+    array = _of_one_size(array)
+    if tokens:
+        array = array - array.mean(-2, keepdims=True)
+        # What rounding leaves of tokens that are all alike, whose mean is not exactly they.
+        array[np.abs(array).max((-2, -1), initial=0) < 32 * np.finfo(np.float64).eps] = 0
     if width < tokens:
         # |Y^T X|^2 from one product of all heads' columns: (H Dv)^2 numbers, fewer than H grams of L^2.
         columns = array.swapaxes(-3, -2).reshape(*array.shape[:-3], tokens, heads * width)
@@ -130,6 +134,12 @@ def cka(outputs: ArrayLike) -> NDArray[np.float64]:
         return _normalised(np.square(inner).sum((-3, -1)))
     grams = (array @ array.swapaxes(-1, -2)).reshape(*array.shape[:-2], tokens * tokens)  # <X X^T, Y Y^T> is the same number
     return _normalised(grams @ grams.swapaxes(-1, -2))
+
+
+def _of_one_size(array: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Each head times a power of two, which changes no digit, so that its largest number is near 1: CKA takes fourth powers."""
+    largest = np.abs(array).max((-2, -1), initial=0, keepdims=True)
+    return np.asarray(np.ldexp(array, -np.frexp(largest)[1]))
 
 
 def _normalised(inner: NDArray[np.float64]) -> NDArray[np.float64]:
