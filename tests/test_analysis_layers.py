@@ -127,6 +127,8 @@ def test_values_refuse(rng: np.random.Generator) -> None:
     assert_refused(lambda: layer_value_zeroing(m, x, plus=x[:4]), ValueError, "plus", "(5, 24)", "(4, 24)")
     assert_refused(lambda: layer_value_zeroing(m, x, heads=[1]), TypeError, "options", "heads")
     assert_refused(lambda: value_zeroing(x, x, x, layout="blhd"), TypeError, "value_zeroing", "layout")
+    assert_refused(lambda: value_zeroing(x, x, x, dropout_p=0.5, rng=rng), TypeError, "value_zeroing", "no dropout", "dropout_p")
+    assert_refused(lambda: layer_value_zeroing(m, x, dropout_p=0.5), TypeError, "layer_value_zeroing", "no dropout", "dropout_p")
     calls: list[Any] = [
         norm_weighted_attention,
         layer_value_zeroing,
@@ -239,6 +241,7 @@ def test_pruning_refuses(rng: np.random.Generator) -> None:
     assert_refused(lambda: prune_heads(m, [4]), ValueError, "heads", "0 to 3", "4")
     assert_refused(lambda: prune_heads(m, [-1]), ValueError, "heads", "-1")
     assert_refused(lambda: prune_heads(m, [0.5]), TypeError, "heads", "integers")  # type: ignore[list-item]
+    assert_refused(lambda: prune_heads(m, 1), TypeError, "prune_heads", "heads", "int")  # type: ignore[arg-type]
 
 
 # --- importance ------------------------------------------------------------------------------------------------------------------------

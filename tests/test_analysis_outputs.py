@@ -141,6 +141,7 @@ def test_diagnosis_refuses(rng: np.random.Generator) -> None:
     assert_refused(lambda: diagnose(KEYS, KEYS, v, v[0], query_index=6), ValueError, "query_index", "below 6")
     assert_refused(lambda: diagnose(KEYS, KEYS, v, v[0], mask=np.zeros(6, bool)), ValueError, "query_index", "may attend")
     assert_refused(lambda: diagnose(KEYS, KEYS, v, v[0], heads=[0]), TypeError, "options", "heads")
+    assert_refused(lambda: diagnose(KEYS, KEYS, v, v[0], dropout_p=0.5), TypeError, "diagnose", "no dropout", "dropout_p")
     assert_refused(lambda: diagnose(KEYS, KEYS, v, v[0], tolerance=0), ValueError, "tolerance", "above 0")
     assert_refused(lambda: diagnose(KEYS, KEYS, v[:5], v[0]), ValueError, "value")
 
@@ -243,6 +244,7 @@ def test_subspaces_refuse(rng: np.random.Generator) -> None:
     assert_refused(lambda: probe_values(value, np.zeros(240, int)), ValueError, "labels", "two kinds")
     assert_refused(lambda: probe_values(value, np.zeros(240)), TypeError, "labels", "float64")
     assert_refused(lambda: probe_values(value, labels, folds=241), ValueError, "folds", "240")
+    assert probe_values(np.empty((0, 240, 8)), labels).score.shape == (0,)
     assert_refused(lambda: probe_values(value, labels, strength=0), ValueError, "strength", "above 0")
     assert_refused(lambda: probe_values(value, labels, method="forest"), ValueError, "method", "forest")  # type: ignore[arg-type]
     assert_refused(lambda: label_directions(value, labels, count=9), ValueError, "count", "8")

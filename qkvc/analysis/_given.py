@@ -8,6 +8,14 @@ from qkvc._coerce import bad
 from qkvc.models.watch import Model
 from qkvc.multihead import MultiHeadAttention
 
+BY_CHANCE = ("dropout_p", "rng")  # weights and outputs are two calls, and each would draw its own
+
+
+def refuse(options: dict[str, Any], names: tuple[str, ...], who: str) -> None:
+    for name in names:
+        if name in options:
+            raise TypeError(bad("options", "those of attention_weights that choose no part and no layout, and no dropout", name, who))
+
 
 def check_layer(attention: Any, who: str) -> None:
     if not isinstance(attention, MultiHeadAttention):

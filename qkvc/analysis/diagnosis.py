@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from qkvc._coerce import as_above_zero, as_count, as_flag, as_real, bad, shape_text
+from qkvc.analysis._given import BY_CHANCE, refuse
 from qkvc.functional import attention
 from qkvc.inside import attention_scores, attention_weights
 
@@ -107,7 +108,7 @@ def diagnose(
     tolerance : float, default 0.1
         What counts as an error.
     **options
-        As of `qkvc.attention_weights`, but `layout`, `heads` and `queries`.
+        As of `qkvc.attention_weights`, but `layout`, `heads`, `queries`, `dropout_p` and `rng`.
 
     Returns
     -------
@@ -145,9 +146,7 @@ def diagnose(
     >>> print(diagnose(key[:1], key, value, [2, 0, 0]))           # beyond what any value is
     V is at fault: the values miss it by 0.500 through key 0, which has 1.000 of the weight and wants 1.000 (error 0.500)
     """
-    for name in ("layout", "heads", "queries"):
-        if name in options:
-            raise TypeError(bad("options", "those of attention_weights that choose no part and no layout", name, WHO))
+    refuse(options, ("layout", "heads", "queries", *BY_CHANCE), WHO)
     arrays = {name: as_real(name, x, WHO) for name, x in (("query", query), ("key", key), ("value", value))}
     for name, array in arrays.items():
         if array.ndim != 2:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from qkvc._coerce import as_like, as_operand, bad, shape_text
-from qkvc.analysis._given import check_layer
+from qkvc.analysis._given import BY_CHANCE, check_layer, refuse
 from qkvc.functional import attention
 from qkvc.inside import attention_weights
 
@@ -18,12 +18,6 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
     Reals = NDArray[np.float64]
-
-
-def _without(options: dict[str, Any], names: tuple[str, ...], who: str) -> None:
-    for name in names:
-        if name in options:
-            raise TypeError(bad("options", "those of attention_weights that choose no part and no layout", name, who))
 
 
 def _wide(name: str, x: Any, who: str) -> Array:
@@ -60,7 +54,7 @@ def value_zeroing(query: ArrayLike, key: ArrayLike, value: ArrayLike, **options:
     query, key, value : array_like
         As of `qkvc.attention`, (..., H, L, D), (..., H_kv, S, D) and (..., H_kv, S, Dv), or two axes each.
     **options
-        As of `qkvc.attention_weights`, but `layout`, `heads` and `queries`.
+        As of `qkvc.attention_weights`, but `layout`, `heads`, `queries`, `dropout_p` and `rng`.
 
     Returns
     -------
@@ -71,7 +65,7 @@ def value_zeroing(query: ArrayLike, key: ArrayLike, value: ArrayLike, **options:
     Raises
     ------
     ValueError, TypeError
-        As from `qkvc.attention`, and for an option that chooses parts or a layout.
+        As from `qkvc.attention`, and for an option that chooses parts or a layout, or drops weights.
 
     Notes
     -----
@@ -89,7 +83,7 @@ def value_zeroing(query: ArrayLike, key: ArrayLike, value: ArrayLike, **options:
     array([[0.2929, 0.2929]])
     """
     who = "value_zeroing"
-    _without(options, ("layout", "heads", "queries"), who)
+    refuse(options, ("layout", "heads", "queries", *BY_CHANCE), who)
     q, k, v = (_wide(name, x, who) for name, x in (("query", query), ("key", key), ("value", value)))
     weights, out = attention_weights(q, k, **options).astype(np.float64), attention(q, k, v, **options)
     y, values = out.astype(np.float64), v.astype(np.float64)
@@ -111,7 +105,7 @@ class NormWeighted(NamedTuple):
 
 def _brought(attention: MultiHeadAttention, who: str, x: Any, key: Any, value: Any, options: dict[str, Any]) -> tuple[Reals, Reals]:
     """Weights (..., H, L, S) and values (..., H, S, D), a group's values for each of its heads."""
-    _without(options, ("heads", "queries"), who)
+    refuse(options, ("heads", "queries", *BY_CHANCE), who)
     check_layer(attention, who)
     if attention.extra_key is not None:
         raise ValueError(bad("attention", "a layer without an extra key, which belongs to no token", "one with extra_kv", who))
@@ -152,7 +146,7 @@ def norm_weighted_attention(
     query, key, value : array_like
         As of a call of it.
     **options
-        As of its `weights`, but `heads` and `queries`.
+        As of its `weights`, but `heads`, `queries`, `dropout_p` and `rng`.
 
     Returns
     -------
