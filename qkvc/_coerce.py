@@ -276,6 +276,14 @@ def as_flag(name: str, x: Any, who: str) -> bool:
     return bool(x)
 
 
+def as_listed(name: str, x: Any, wanted: str, who: str) -> list[Any]:
+    """The items of whatever has some."""
+    try:
+        return list(x)
+    except TypeError:
+        raise TypeError(bad(name, wanted, type(x).__name__, who)) from None
+
+
 def as_count(name: str, n: Any, who: str, least: int = 1) -> int:
     if isinstance(n, (bool, np.bool_)) or not hasattr(n, "__index__"):
         raise TypeError(bad(name, f"an integer of {least} or more", type(n).__name__, who))

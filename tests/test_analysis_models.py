@@ -160,6 +160,15 @@ def test_interventions_refuse(model: Bert) -> None:
     assert_refused(lambda: knock_out(0, [(0, 3)], 3), ValueError, "knock_out", "edges", "0 to 2", "3")
     assert_refused(lambda: knock_out(0, [(0, 1, 2)], 3), ValueError, "edges", "pairs")  # type: ignore[list-item]
     assert_refused(lambda: knock_out(0, [(0, 1)], 3, heads=[1]), ValueError, "heads", "0 to 0")
+    assert_refused(lambda: knock_out(0, [(0, 1), (1,)], 3), TypeError, "knock_out", "edges", "inhomogeneous")  # type: ignore[list-item]
+    single: Any = 1
+    assert_refused(lambda: knock_out(0, single, 3), TypeError, "knock_out", "edges", "int")
+    assert_refused(lambda: remove_heads(0, single, 3), TypeError, "remove_heads", "heads", "int")
+    assert_refused(lambda: override_values(0, 0, single), TypeError, "override_values", "tokens", "int")
+    assert_refused(lambda: prune_model(model, single), TypeError, "prune_model", "heads", "int")
+    assert_refused(lambda: ablate(model, TEXTS, heads=single), TypeError, "ablate", "heads", "int")
+    assert_refused(lambda: ablate(model, single), TypeError, "ablate", "texts", "int")
+    assert_refused(lambda: effect(model, TEXTS[0], single), TypeError, "watch", "edits", "int")
     assert_refused(lambda: knock_out(-1, [], 3), ValueError, "layer", "-1")
     assert_refused(lambda: remove_heads(0, [4], 4), ValueError, "heads", "0 to 3")
     assert_refused(lambda: model.watch(TEXTS[1], [override_values(0, 0, [4])]), ValueError, "override_values", "tokens", "below 4")
@@ -219,10 +228,18 @@ def test_relations_against_loops(model: Bert, query: int, key: int) -> None:
     assert found.found.dtype == bool
 
 
+def test_a_weight_that_must_be_0_finds_nothing() -> None:
+    found = relation_scores(GPT2(GPT2_CONFIG, gpt2_tensors(np.random.default_rng(6))), [(TEXTS[0], 0, 1), (TEXTS[0], 1, 1)])
+    assert not found.weight[0].any()
+    assert not found.found[0].any()  # the first token sees itself alone
+    assert found.found[1].all()  # and the second, but for the first, as well
+
+
 def test_relations_that_there_are_not(model: Bert) -> None:
     lone = relation_scores(model, [([3], 0, 0)])
     assert np.isnan(lone.same_key).all()
     assert not lone.found.any()
+    assert_refused(lambda: relation_scores(model, 5), TypeError, "relation_scores", "pairs", "int")  # type: ignore[arg-type]
     text = TEXTS[0]
     for pair, words in (
         ((text, "7", 0), ("query", "'7', 2 times")),

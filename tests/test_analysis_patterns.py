@@ -121,9 +121,9 @@ def test_scores_stay_within_0_and_1(rng: np.random.Generator) -> None:
 
 
 def test_punctuation() -> None:
-    for token in (".", ",", "##.", "Ġ(", "▁!", "...", "。", "、", "“", "##", "$", "▁"):
+    for token in (".", ",", "##.", "Ġ(", "▁!", "...", "。", "、", "“", "##", "$", "▁", " (", " –"):
         assert is_punctuation(token), token
-    for token in ("", "a", "##ing", "Ġthe", "[SEP]", "3.5", "猫", "▁a"):
+    for token in ("", "a", "##ing", "Ġthe", "[SEP]", "3.5", "猫", "▁a", " ", "\n", " a"):
         assert not is_punctuation(token), token
 
 
@@ -234,8 +234,11 @@ def test_misuse(rng: np.random.Generator) -> None:
     assert_refused(lambda: pattern_scores(x, x, tokens=np.ones((3, 4), int)), ValueError, "tokens", "(3, 4)")
     assert_refused(lambda: pattern_scores(x, x, patterns="first"), TypeError, "patterns", "one string")
     assert_refused(lambda: pattern_scores(x, x, tokens=list("abcd"), separators="[SEP]"), TypeError, "separators", "one string")
+    assert_refused(lambda: pattern_scores(x, x, patterns=5), TypeError, "patterns", "collection", "int")  # type: ignore[arg-type]
+    assert_refused(lambda: pattern_scores(x, x, separators=5), TypeError, "separators", "collection", "int")  # type: ignore[arg-type]
     assert_refused(lambda: pattern_scores(x, x, custom=[x]), TypeError, "custom", "mapping", "list")  # type: ignore[arg-type]
     assert_refused(lambda: pattern_scores(1e6 * x, 1e6 * x), ValueError, "pattern_scores", "scores within 1e+09")
     assert_refused(lambda: head_roles([x]), TypeError, "head_roles", "scores", "list")  # type: ignore[arg-type]
+    assert_refused(lambda: head_roles({"first": score(1.0)}, rules=5), TypeError, "head_roles", "rules", "int")  # type: ignore[arg-type]
     assert_refused(lambda: head_roles({}), ValueError, "head_roles", "scores", "none")
     assert_refused(lambda: head_roles({"first": score(1.0), "next": score(1.0, 2.0)}), ValueError, "scores", "one shape")

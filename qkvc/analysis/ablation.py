@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from qkvc._coerce import as_above_zero, bad
+from qkvc._coerce import as_above_zero, as_listed, bad
 from qkvc.analysis._given import check_model
 from qkvc.analysis.interventions import remove_heads
 from qkvc.models.watch import Edit
@@ -53,7 +53,7 @@ class IdleHead(NamedTuple):
 
 def as_texts(texts: Any, who: str) -> list[Any]:
     """A text alone, or its token numbers, is a list of one."""
-    found = [texts] if isinstance(texts, str) else list(texts)
+    found = [texts] if isinstance(texts, str) else as_listed("texts", texts, "a text, token numbers or a sequence of such", who)
     if not found:
         raise ValueError(bad("texts", "a text or more", "none", who))
     return [found] if hasattr(found[0], "__index__") and np.ndim(found[0]) == 0 else found
@@ -65,7 +65,7 @@ def as_pairs(heads: Iterable[tuple[int, int]] | None, model: Model, who: str) ->
     if heads is None:
         return [(layer, head) for layer, size in enumerate(sizes) for head in range(size)]
     found = []
-    for pair in heads:
+    for pair in as_listed("heads", heads, "pairs of a layer and a head", who):
         try:
             layer, head = (int(n.__index__()) for n in pair)
         except (TypeError, ValueError, AttributeError):

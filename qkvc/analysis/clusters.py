@@ -88,7 +88,7 @@ def embed_heads(distances: ArrayLike, *, dims: int = 2, seed: int = 0) -> NDArra
         As of `cluster_heads`.
     dims : int, default 2
     seed : int, default 0
-        Of the first guesses, four of them, of which the best result is kept.
+        Below 2^32.  Of the first guesses, four of them, of which the best result is kept.
 
     Returns
     -------
@@ -98,7 +98,7 @@ def embed_heads(distances: ArrayLike, *, dims: int = 2, seed: int = 0) -> NDArra
     Raises
     ------
     ValueError
-        Distances that are not finite, symmetric or 0 on the diagonal.
+        Distances that are not finite, symmetric or 0 on the diagonal, another seed.
     TypeError
         Distances that are no real numbers.
     ImportError
@@ -111,14 +111,14 @@ def embed_heads(distances: ArrayLike, *, dims: int = 2, seed: int = 0) -> NDArra
     from sklearn.manifold import smacof
 
     apart = _as_distances(distances, "embed_heads")
-    wide = as_count("dims", dims, "embed_heads")
+    wide, first = as_count("dims", dims, "embed_heads"), as_count("seed", seed, "embed_heads", 0)
+    if first >= 1 << 32:
+        raise ValueError(bad("seed", "an integer below 2^32", str(first), "embed_heads"))
     if not apart.any():
         return np.zeros((len(apart), wide))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of defaults that change and are all given here
-        places, _ = smacof(
-            apart, n_components=wide, n_init=4, max_iter=300, eps=1e-6, random_state=as_count("seed", seed, "embed_heads", 0)
-        )
+        places, _ = smacof(apart, n_components=wide, n_init=4, max_iter=300, eps=1e-6, random_state=first)
     return np.asarray(places - places.mean(0))
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qkvc._coerce import as_array, as_count, as_real, bad, integers_within, shape_text
+from qkvc._coerce import as_array, as_count, as_listed, as_real, bad, integers_within, shape_text
 from qkvc.models.watch import Edit
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ FARTHEST = 1 << 31
 
 
 def _numbers(name: str, x: Iterable[int], limit: int, who: str) -> NDArray[np.int64]:
-    given = list(x)
-    return integers_within(name, np.array(given) if given else np.empty(0, np.int64), 0, limit - 1, who)
+    given = as_listed(name, x, "a sequence of integers", who)
+    return integers_within(name, given or np.empty(0, np.int64), 0, limit - 1, who)
 
 
 def remove_heads(layer: int, heads: Iterable[int], num_heads: int) -> Edit:
@@ -91,8 +91,8 @@ def knock_out(layer: int, edges: Iterable[tuple[int, int]], length: int, *, head
     """
     who = "knock_out"
     size = as_count("length", length, who)
-    given = list(edges)
-    pairs = integers_within("edges", np.array(given) if given else np.empty((0, 2), np.int64), 0, size - 1, who)
+    given = as_listed("edges", edges, "pairs of a query and a key", who)
+    pairs = integers_within("edges", given or np.empty((0, 2), np.int64), 0, size - 1, who)
     if pairs.ndim != 2 or pairs.shape[1] != 2:
         raise ValueError(bad("edges", "pairs of a query and a key", shape_text(pairs), who))
     count = 1 if heads is None else as_count("num_heads", num_heads, who)

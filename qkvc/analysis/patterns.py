@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from qkvc._coerce import as_array, bad
+from qkvc._coerce import as_array, as_listed, bad
 from qkvc.analysis._mass import Heads, fits, mean_over
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def pattern_scores(
     "duplicate"    j < p where the same token stands                                            any
     "induction"    0 < j <= p behind an earlier occurrence of the token: token j - 1 equals it  any
     "separator"    where one of `separators` stands                                             strings
-    "punctuation"  where all characters are punctuation or symbols (Unicode P and S)            strings
+    "punctuation"  where all but blanks are punctuation or symbols (Unicode P and S)             strings
     =============  ===========================================================================  ==============
 
     Parameters
@@ -111,6 +111,7 @@ def pattern_scores(
     array([0.36111111, 0.36111111])
     """
     heads = Heads(query, key, options, WHO)
+    marks = as_listed("separators", separators, "a collection of strings", WHO)
     words = None if tokens is None else _as_tokens(tokens, heads)
     spoken = words is not None and words.dtype.kind == "U"
     possible = (*OFFSETS, "first", *(BY_TOKENS if words is not None else ()), *(BY_STRINGS if spoken else ()))
@@ -119,7 +120,7 @@ def pattern_scores(
             raise TypeError(bad(name, "a collection of strings", "one string", WHO))
     if not isinstance(own := {} if custom is None else custom, Mapping):
         raise TypeError(bad("custom", "a mapping of names to patterns", type(custom).__name__, WHO))
-    for name in (chosen := possible if patterns is None else tuple(patterns)):
+    for name in (chosen := possible if patterns is None else tuple(as_listed("patterns", patterns, "a collection of strings", WHO))):
         if name not in PATTERNS:
             raise ValueError(bad("patterns", "some of " + ", ".join(PATTERNS), repr(name), WHO))
         if name not in possible:
@@ -127,7 +128,7 @@ def pattern_scores(
     if taken := sorted(set(own) & set(PATTERNS)):
         raise ValueError(bad("custom", "names of its own", repr(taken[0]), WHO))
 
-    shared = {name: _set(name, words, heads.lengths[1], separators) for name in chosen if name in ("first", *BY_STRINGS)}
+    shared = {name: _set(name, words, heads.lengths[1], marks) for name in chosen if name in ("first", *BY_STRINGS)}
     columns = np.stack(np.broadcast_arrays(*shared.values()), -2) if shared else np.zeros((0, heads.lengths[1]), np.bool_)
     both = [(h, *h.on_sets(columns)) for h in (heads, heads.uniform())]  # the first to be called: it judges all options
     masks = {name: _equal(words, heads.positions(), int(name == "induction")) for name in chosen if name in BY_TOKENS}
@@ -155,17 +156,18 @@ def _as_tokens(tokens: Any, heads: Heads) -> NDArray[Any]:
     return words
 
 
-def _set(name: str, words: NDArray[Any] | None, length: int, separators: Collection[str]) -> NDArray[np.bool_]:
+def _set(name: str, words: NDArray[Any] | None, length: int, separators: list[str]) -> NDArray[np.bool_]:
     """Keys that are a pattern for every query, (..., L_k)."""
     if words is None or name == "first":
         return np.asarray(np.arange(length) == 0, np.bool_)
     if name == "separator":
-        return np.isin(words, list(separators))
+        return np.isin(words, separators)
     return np.array([is_punctuation(word) for word in words.flat], np.bool_).reshape(words.shape)
 
 
 def is_punctuation(token: str) -> bool:
-    """Is there anything in it, without the joints of tokenizers, and is that punctuation or symbols alone?"""
+    """Is there anything in it, without the joints of tokenizers and the blanks that become of them, and is that punctuation or symbols?"""
+    token = token.strip()
     for joint in JOINTS:
         token = token.removeprefix(joint) or token
     return bool(token) and all(unicodedata.category(character)[0] in "PS" for character in token)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -170,7 +171,7 @@ def probe_values(
     fit, generator = (_ridge if method == "ridge" else _logistic)(strength), np.random.default_rng(rng)
     shuffled = [generator.permutation(y) for _ in range(controls)]
     parts = [_folds(labelled, folds, together, generator) for labelled in (y, *shuffled)]
-    heads = values.reshape(-1, *values.shape[-2:])
+    heads = values.reshape(prod(values.shape[:-2]), *values.shape[-2:])
     scores, directions = np.empty((len(heads), 1 + controls)), np.empty((len(heads), len(names), values.shape[-1]))
     for h, x in enumerate(heads):
         x = x / (np.sqrt(np.square(x).mean()) or 1.0)
@@ -179,7 +180,7 @@ def probe_values(
         weight, _ = fit(x, y, len(names))
         length = np.linalg.norm(weight, axis=-1, keepdims=True)
         directions[h] = np.divide(weight, length, out=np.zeros_like(weight), where=length > 0)
-    scores = scores.reshape(*values.shape[:-2], -1)
+    scores = scores.reshape(*values.shape[:-2], 1 + controls)
     told, control = np.asarray(scores[..., 0]), scores[..., 1:]
     directions = directions.reshape(*values.shape[:-2], *directions.shape[1:])
     chance = float(np.bincount(y).max() / len(y))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from qkvc._coerce import bad, integers_within
+from qkvc._coerce import as_listed, bad, integers_within
 from qkvc.analysis._given import check_layer, check_model
 from qkvc.analysis.ablation import as_pairs
 from qkvc.multihead import MultiHeadAttention
@@ -26,7 +26,8 @@ WHO = "prune_heads"
 
 def _kept(attention: MultiHeadAttention, heads: Iterable[int]) -> tuple[NDArray[Any], NDArray[Any]]:
     """The query heads that stay, and the key heads; every group that stays must have as many."""
-    given = integers_within("heads", np.array(list(heads) or np.empty(0, np.int64)), 0, attention.num_heads - 1, WHO)
+    listed = as_listed("heads", heads, "a sequence of integers", WHO)
+    given = integers_within("heads", listed or np.empty(0, np.int64), 0, attention.num_heads - 1, WHO)
     left = np.setdiff1d(np.arange(attention.num_heads), given)
     if not left.size:
         raise ValueError(bad("heads", f"fewer than all {attention.num_heads} heads", "all of them", WHO))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from qkvc._coerce import as_count, bad
+from qkvc._coerce import as_count, as_listed, bad
 from qkvc.analysis._given import check_model
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def relation_scores(model: Model, pairs: Iterable[Pair]) -> RelationScores:
     RelationScores(weight, same_distance, same_key, found)
         Each (pairs, layers, H), 0 to 1: the weight of the query on the key; the mean weight of all other queries on the key that is as
         far from them, NaN where there is none; that on this very key, 0 from queries that may not see it, NaN of a text of one token; and
-        whether the query takes more of the key than of any other token but the first, which is where heads park what they do not need.
+        whether the query takes more of the key than of any other token but the first, which is where heads park what they do not need,
+        so that it is never found itself.
 
     Raises
     ------
@@ -83,7 +84,7 @@ def relation_scores(model: Model, pairs: Iterable[Pair]) -> RelationScores:
     """
     check_model(model, WHO)
     rows = []
-    for pair in pairs:
+    for pair in as_listed("pairs", pairs, "texts and two tokens of each", WHO):
         if not isinstance(pair, tuple | list) or len(pair) != 3:
             raise TypeError(bad("pairs", "a text and two of its tokens", repr(pair)[:40], WHO))
         seen = model.watch(pair[0])
@@ -98,8 +99,8 @@ def relation_scores(model: Model, pairs: Iterable[Pair]) -> RelationScores:
 def _scores(weights: Reals, query: int, key: int) -> list[Reals]:
     """Of a layer's heads, (4, H)."""
     diagonal = np.delete(np.diagonal(weights, key - query, -2, -1), min(query, key), -1)
-    nearest = np.argmax(weights[:, query, 1:], -1) + 1 if weights.shape[-1] > 1 else np.full(len(weights), -1)
-    return [weights[:, query, key], _mean(diagonal), _mean(np.delete(weights[..., key], query, -1)), nearest == key]
+    found = (key > 0) & (weights[:, query, key] > np.delete(weights[:, query], sorted({0, key}), -1).max(-1, initial=0))
+    return [weights[:, query, key], _mean(diagonal), _mean(np.delete(weights[..., key], query, -1)), found]
 
 
 def _mean(x: Reals) -> Reals:

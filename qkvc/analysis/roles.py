@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from qkvc._coerce import bad
+from qkvc._coerce import as_listed, bad
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -113,7 +113,7 @@ def head_roles(
     if len(shapes) != 1:
         raise ValueError(bad("scores", "some, of one shape", f"shapes {sorted(shapes)}" if shapes else "none", "head_roles"))
     roles = np.full(shapes.pop(), None, np.object_)
-    for rule in reversed(rules):  # so that an earlier rule has the last word
+    for rule in reversed(as_listed("rules", rules, "a sequence of Rule", "head_roles")):  # so that an earlier rule has the last word
         if rule.score in values:
             score, uniform, queries = map(np.asarray, values[rule.score])
             for head in np.argwhere((score >= rule.least) & (score >= rule.factor * uniform) & (queries >= rule.queries)):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 import qkvc
-from qkvc._coerce import as_array, as_count, as_mask, as_per_head, bad, integers_within, shape_text
+from qkvc._coerce import as_array, as_count, as_listed, as_mask, as_per_head, bad, integers_within, shape_text
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -295,7 +295,7 @@ class Model(ABC):
         """
         tokens, ids = self.tokens(text)
         edited = [Edited() for _ in self.layers]
-        for edit in edits:
+        for edit in as_listed("edits", edits, "a sequence of Edit", "watch"):
             if not isinstance(edit, Edit):
                 raise TypeError(bad("edits", "a sequence of Edit", f"a {type(edit).__name__} in it", "watch"))
             index = _layer(edit.layer, self.num_layers, "watch")

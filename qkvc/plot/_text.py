@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qkvc._coerce import bad
+from qkvc._coerce import as_listed, bad
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,10 +37,7 @@ _LONGEST = 24  # of a label, in characters: longer ones would leave no room for 
 
 def as_tokens(name: str, tokens: Any, who: str) -> list[str]:
     """A list of strings, or an error that says what else came."""
-    try:
-        listed = list(tokens)
-    except TypeError:
-        raise TypeError(bad(name, "a sequence of str", type(tokens).__name__, who)) from None
+    listed = as_listed(name, tokens, "a sequence of str", who)
     for token in listed:
         if not isinstance(token, str):
             raise TypeError(bad(name, "a sequence of str", f"one with {token!r}", who))
