@@ -348,6 +348,8 @@ def project(x, weight, bias=None, out=None, num_threads=None, bint gelu=False, p
     if dtype != FLOAT32 and (gelu or dtype != FLOAT64):
         raise TypeError(bad("x", "float32" if gelu else "float32 or float64", str(dtype), "project"))
     shape = (*leading, N)
+    if plus is not None and not isinstance(plus, np.ndarray):
+        raise TypeError(bad("plus", "an ndarray", type(plus).__name__, "project"))
     if plus is not None and plus.shape != shape:
         raise ValueError(bad("plus", f"shape {shape}", shape_text(plus), "project"))
     for name, array in (("weight", weight), ("bias", bias), ("plus", plus)):

@@ -20,6 +20,7 @@ from qkvc.nn import (
     LayerNorm,
     Linear,
     Loss,
+    Parameter,
     RMSNorm,
     SelfAttention,
     TransformerBlock,
@@ -176,6 +177,10 @@ def test_embedding(isa: str, rng: np.random.Generator) -> None:
     layer.forward(ids)
     layer.backward(grad)
     assert_same_bits(layer.weight.grad, expected)  # type: ignore[arg-type]  # the same order
+    assert_same_bits(layer(3), layer.weight.value[3])
+    layer.forward(ids)
+    layer.weight = Parameter(np.zeros((1, 8)))  # fewer rows than forward had, so the gradient has none to go to
+    assert_refused(lambda: layer.backward(grad), ValueError, "Parameter: grad:", "(1, 8)")
     for wrong, error in ((11, ValueError), (-1, ValueError), (0.5, TypeError)):
         assert_refused(lambda wrong=wrong: layer([wrong]), error, "Embedding: ids:")
 
@@ -346,8 +351,17 @@ def test_state(rng: np.random.Generator) -> None:
     assert layer.num_parameters() == sum(array.size for array in state.values())
     state["norm_1.weight"][...] = 7
     other.load({**layer.state()})
-    for wrong, word in (({}, "none"), ({**state, "more": np.zeros(1)}, "no such"), ({**state, "norm_2.weight": np.zeros(3)}, "(24,)")):
+    for wrong, word in (
+        ({}, "got none"),
+        ({**state, "more": np.zeros(1)}, "expected none"),
+        ({**state, "norm_2.weight": np.zeros(3)}, "(24,)"),
+    ):
         assert_refused(lambda wrong=wrong: other.load(wrong), ValueError, "TransformerBlock.load: state,", word)
+    last = "norm_2.weight"
+    for kind in (complex, str, object):
+        wrong = {name: np.zeros_like(x) for name, x in state.items()} | {last: state[last].astype(kind)}
+        assert_refused(lambda wrong=wrong: other.load(wrong), TypeError, f"TransformerBlock.load: state, {last}:")
+    assert_refused(lambda: other.load(None), TypeError, "TransformerBlock.load: state:", "NoneType")  # type: ignore[arg-type]
     assert_same_bits(layer(x), other(x), "a refused state has changed nothing")
 
 
@@ -357,7 +371,6 @@ def test_misuse() -> None:
         linear.backward(x)
     linear.forward(x)
     assert_refused(lambda: linear.backward(np.ones((2, 4), np.float32)), ValueError, "Linear: grad:", "(..., 3)")
-    linear.forward(x)
     assert_refused(lambda: linear.backward(np.ones((1, 3), np.float32)), ValueError, "Linear: grad:", "(2, 3)")
     assert_refused(lambda: linear(x.astype(np.float64)), TypeError, "Linear: x:", "float32", "float64")
     assert_refused(lambda: linear(x[:, :3]), ValueError, "Linear: x:", "(..., 4)", "(2, 3)")
@@ -366,12 +379,54 @@ def test_misuse() -> None:
     assert_refused(lambda: SelfAttention(linear), TypeError, "SelfAttention: heads:", "Linear")  # type: ignore[arg-type]
     parts = (linear, FeedForward(8), (LayerNorm(8), LayerNorm(8)))
     assert_refused(lambda: TransformerBlock(*parts), TypeError, "TransformerBlock: attention:", "Linear")  # type: ignore[arg-type]
+    for wrong in ((LayerNorm(8),), (LayerNorm(8), linear), None):
+        assert_refused(
+            lambda wrong=wrong: TransformerBlock(attention("float32"), FeedForward(8), wrong), TypeError, "TransformerBlock: norms:"
+        )
+    for norm in (LayerNorm(4), RMSNorm(4)):
+        norm.weight = Parameter(np.ones(4))
+        assert_refused(lambda norm=norm: norm(x), TypeError, "weight:", "float32", "float64")
+    assert_refused(lambda: linear.forward(x, [[0, 0, 0]] * 2), TypeError, "plus:", "list")  # type: ignore[arg-type]
     assert_refused(lambda: RMSNorm(4, eps=0), ValueError, "RMSNorm: eps:", "0")
     extra = qkvc.MultiHeadAttention(8, 2, extra_kv=True)
     assert_refused(lambda: extra.forward(np.ones((2, 8), np.float32)), ValueError, "extra_kv")
     m = qkvc.MultiHeadAttention(8, 2)
     trace = m.forward(np.ones((2, 8), np.float32))[1]
     assert_refused(lambda: m.backward(np.ones((3, 8), np.float32), trace), ValueError, "grad_out", "(2, 8)")
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_refused_backward_changes_nothing(rng: np.random.Generator, name: str) -> None:
+    layer = made(name, "float32")
+    x = rng.standard_normal((9, WIDTH)).astype(np.float32)
+    grad = rng.standard_normal(layer(x).shape).astype(np.float32)
+    whole = trained(layer, x, grad)
+    layer.zero_grad()
+    layer.forward(x)
+    for wrong in (grad[1:], grad[:, 1:], grad.astype(np.float64), np.float32(1), None):
+        assert_refused(lambda wrong=wrong: layer.backward(wrong), (TypeError, ValueError), ": expected")  # type: ignore[attr-defined]
+        assert all(parameter.grad is None for parameter in layer.parameters().values())
+    layer.backward(grad)  # type: ignore[attr-defined]
+    for key, parameter in layer.parameters().items():
+        assert_same_bits(parameter.grad, whole[key], key)
+
+
+def test_a_parameter_is_what_kernels_may_touch() -> None:
+    for wrong in ([1.0], np.ones(3, np.float16), np.ones(3, int), np.ones(3, ">f4")):
+        assert_refused(lambda wrong=wrong: Parameter(wrong), TypeError, "Parameter: value:")
+    frozen = np.ones(3)
+    frozen.flags.writeable = False
+    for wrong in (np.ones((4, 4))[:, ::2], frozen):
+        assert_refused(lambda wrong=wrong: Parameter(wrong), ValueError, "Parameter: value:", "C-contiguous")
+    parameter = Parameter(np.ones((2, 3), np.float32))
+    for give in (lambda grad: setattr(parameter, "grad", grad), parameter.add):
+        assert_refused(lambda give=give: give(np.ones((2, 3))), TypeError, "Parameter: grad:", "float64")
+        assert_refused(lambda give=give: give(np.ones(3, np.float32)), ValueError, "Parameter: grad:", "(2, 3)", "(3,)")
+        give(np.ones((2, 6), np.float32)[:, ::2])
+        assert_refused(lambda give=give: give(np.ones((1, 3), np.float32)), ValueError, "Parameter: grad:", "(2, 3)", "(1, 3)")
+    assert_same_bits(parameter.grad, np.full((2, 3), 2, np.float32))
+    with pytest.raises(AttributeError):
+        parameter.value = np.ones(1, np.float32)  # type: ignore[misc]
 
 
 def test_what_is_called_is_forgotten(rng: np.random.Generator) -> None:

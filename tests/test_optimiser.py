@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import qkvc
-from qkvc.nn import AdamW, DamagedCheckpoint, Parameter, load_checkpoint, save_checkpoint, warmed_cosine
+from qkvc.nn import AdamW, DamagedCheckpoint, Linear, Parameter, load_checkpoint, save_checkpoint, warmed_cosine
 
 from .support import assert_refused, assert_same_bits
 
@@ -116,6 +116,9 @@ def test_state_goes_on(rng: np.random.Generator) -> None:
     state = first.state()
     for wrong in ({}, {**state, "more": start}, {**state, "first.w": start[1:]}):
         assert_refused(lambda wrong=wrong: second.load(wrong, 4), ValueError, "AdamW: state,")
+    wrong = {**state, "first.w": np.zeros_like(start), "second.w": start.astype(complex)}
+    assert_refused(lambda: second.load(wrong, 4), TypeError, "AdamW: state, second.w:", "complex")
+    assert not second.state()["first.w"].any()
     second.load(state, first.steps)
     run(second, slice(4, 6))
     assert_same_bits(second.parameters["w"].value, whole.parameters["w"].value)
@@ -132,6 +135,10 @@ def test_refused(rng: np.random.Generator) -> None:
         ({"eps": 0}, "eps"),
     ):
         assert_refused(lambda wrong=wrong: AdamW(learned, **wrong), ValueError, f"AdamW: {word}:")
+    for wrong in ((0.9,), 0.9, "ab"):
+        assert_refused(lambda wrong=wrong: AdamW(learned, betas=wrong), TypeError, "AdamW: betas:")
+    for wrong in (list(learned.values()), {"w": np.ones(3)}, Linear(2, 2)):
+        assert_refused(lambda wrong=wrong: AdamW(wrong), TypeError, "AdamW: parameters:", "Parameter")
 
 
 def test_schedule() -> None:

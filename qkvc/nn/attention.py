@@ -67,6 +67,7 @@ class SelfAttention(Layer):
         """The gradient with respect to x, given that of the result."""
         (trace,) = self._recall()
         grads = self.heads.backward(grad, trace)
+        self._kept = None
         for name, of_weight in grads.weights.items():
             self._learned[name].add(of_weight)
         return grads.query

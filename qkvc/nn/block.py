@@ -24,6 +24,11 @@ class TransformerBlock(Layer):
     norms : pair of LayerNorm or RMSNorm
         Before the one and before the other.
 
+    Raises
+    ------
+    TypeError
+        Layers of another kind.
+
     Notes
     -----
     x + attention(norm_1(x)), then the same with the feed-forward network: pre-norm, where the gradient finds a way past every block (Xiong
@@ -34,6 +39,8 @@ class TransformerBlock(Layer):
         for name, part, kind in (("attention", attention, SelfAttention), ("feed_forward", feed_forward, FeedForward)):
             if not isinstance(part, kind):
                 raise TypeError(bad(name, f"a {kind.__name__}", type(part).__name__, "TransformerBlock"))
+        if not isinstance(norms, (tuple, list)) or [isinstance(norm, (LayerNorm, RMSNorm)) for norm in norms] != [True, True]:
+            raise TypeError(bad("norms", "a pair of LayerNorm or RMSNorm", repr(norms)[:40], "TransformerBlock"))
         self.norm_1, self.norm_2 = norms
         self.attention, self.feed_forward = attention, feed_forward
 

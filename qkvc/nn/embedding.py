@@ -50,15 +50,16 @@ class Embedding(Layer):
     def forward(self, ids: ArrayLike, /) -> Array:
         """The vectors of token numbers (...), as (..., width); ValueError where one is not from 0 to count - 1."""
         table = self.weight.value
-        numbers = np.ascontiguousarray(integers_within("ids", ids, 0, len(table) - 1, "Embedding"))
-        self._kept = (numbers,)
+        numbers = np.asarray(integers_within("ids", ids, 0, len(table) - 1, "Embedding"), order="C")
+        self._kept = numbers, table
         return table[numbers]
 
     def backward(self, grad: ArrayLike) -> None:
         """Add each token's gradient, (..., width), to its row's, in the order of the tokens.  Token numbers themselves have none."""
-        (ids,) = self._recall()
-        dy = as_grad(grad, (*ids.shape, self.weight.value.shape[1]), self.dtype, "Embedding")
+        ids, table = self._recall()
+        dy = as_grad(grad, (*ids.shape, table.shape[1]), self.dtype, "Embedding")
+        self._kept = None
         if not self.weight.frozen:
-            total = np.zeros_like(self.weight.value)
+            total = np.zeros_like(table)
             scatter_add(ids.reshape(-1), as_rows(dy), total)
             self.weight.add(total)

@@ -73,6 +73,7 @@ class FeedForward(Layer):
         """The gradient with respect to x, given that of the result."""
         gate, up = self._recall()
         inner = self.down.backward(grad)
+        self._kept = None
         if self.gate is None:
             return self.up.backward(gelu_grad(up, inner))
         dgate, dup = swiglu_grad(gate, up, inner)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qkvc._coerce import as_array, bad, shape_text
+from qkvc._coerce import as_array, as_operand, bad, shape_text
 
 Array = NDArray[Any]
 
@@ -22,25 +22,61 @@ class Parameter:
     Parameters
     ----------
     value : ndarray of float32 or float64
-        C-contiguous; changed in place by an optimiser.
+        C-contiguous and writeable; changed in place by an optimiser.
 
     Attributes
     ----------
-    grad : ndarray, shape of `value`, or None
+    value : ndarray
+        The array itself: ``parameter.value[...] = x`` changes what is in it.
+    grad : ndarray, shape and dtype of `value`, or None
         What backward passes have added up since `Layer.zero_grad`.
     frozen : bool
         If set, no gradient is computed, and so nothing is learned.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Another kind of array, a gradient of another shape or dtype: kernels take both by their addresses.
     """
 
     def __init__(self, value: Array) -> None:
-        self.value = value
-        self.grad: Array | None = None
+        if not isinstance(value, np.ndarray) or value.dtype not in (np.float32, np.float64) or not value.dtype.isnative:
+            raise TypeError(
+                bad("value", "an ndarray of float32 or float64", str(getattr(value, "dtype", type(value).__name__)), "Parameter")
+            )
+        if not (value.flags.c_contiguous and value.flags.behaved):
+            raise ValueError(bad("value", "a C-contiguous, aligned and writeable array", "another", "Parameter"))
+        self._value = value
+        self._grad: Array | None = None
         self.frozen = False
+
+    @property
+    def value(self) -> Array:
+        """The array itself."""
+        return self._value
+
+    @property
+    def grad(self) -> Array | None:
+        """The sum of its gradients."""
+        return self._grad
+
+    @grad.setter
+    def grad(self, grad: Array | None) -> None:
+        self._grad = None if grad is None else self._own(grad)
 
     def add(self, grad: Array) -> None:
         """Add a gradient, which becomes the parameter's own."""
         if not self.frozen:
-            self.grad = grad if self.grad is None else self.grad + grad
+            own = self._own(grad)
+            self._grad = own if self._grad is None else np.asarray(self._grad + own)
+
+    def _own(self, grad: Any) -> Array:
+        array = as_array("grad", grad, "Parameter")
+        if array.dtype != self._value.dtype:
+            raise TypeError(bad("grad", f"{self._value.dtype}, as the parameter is", str(array.dtype), "Parameter"))
+        if array.shape != self._value.shape:
+            raise ValueError(bad("grad", f"shape {self._value.shape}", shape_text(array), "Parameter"))
+        return np.asarray(array, order="C")
 
 
 class Layer:
@@ -113,26 +149,30 @@ class Layer:
 
         Raises
         ------
-        ValueError
-            A name too many or too few, or another shape; then no parameter has changed.
+        ValueError, TypeError
+            A name too many or too few, another shape, what is no array of numbers; then no parameter has changed.
         """
-        parameters, who = self.parameters(), f"{type(self).__name__}.load"
-        if wrong := sorted(parameters.keys() ^ state.keys()):
-            here = "a tensor of that name" if wrong[0] in parameters else "no such tensor"
-            raise ValueError(bad(f"state, {wrong[0]}", here, "none" if wrong[0] in parameters else "one", who))
-        arrays = {name: as_array(name, x, who) for name, x in state.items()}
-        for name, parameter in parameters.items():
-            if arrays[name].shape != parameter.value.shape:
-                raise ValueError(bad(f"state, {name}", f"shape {parameter.value.shape}", shape_text(arrays[name]), who))
-        for name, parameter in parameters.items():
-            parameter.value[...] = arrays[name]
+        take_up({name: parameter.value for name, parameter in self.parameters().items()}, state, f"{type(self).__name__}.load")
 
     def _recall(self) -> tuple[Any, ...]:
-        """What `forward` has kept, which is needed once."""
+        """What `forward` has kept.  It is needed once: a backward lets go of it when it has found nothing to refuse."""
         if self._kept is None:
             raise RuntimeError(f"{type(self).__name__}.backward: expected a forward before it, got none since the last backward")
-        kept, self._kept = self._kept, None
-        return kept
+        return self._kept
+
+
+def take_up(arrays: Mapping[str, Array], state: Any, who: str) -> None:
+    """Write a state into the arrays of the same names, whole or not at all."""
+    if not isinstance(state, Mapping):
+        raise TypeError(bad("state", "a dict of arrays", type(state).__name__, who))
+    if wrong := sorted(arrays.keys() ^ state.keys(), key=str):
+        raise ValueError(bad(f"state, {wrong[0]}", *(("an array", "none") if wrong[0] in arrays else ("none", "an array")), who))
+    given = {name: as_operand(f"state, {name}", x, who) for name, x in state.items()}
+    for name, array in arrays.items():
+        if given[name].shape != array.shape:
+            raise ValueError(bad(f"state, {name}", f"shape {array.shape}", shape_text(given[name]), who))
+    for name, array in arrays.items():
+        array[...] = given[name]
 
 
 def as_rows(x: Array) -> Array:

@@ -104,9 +104,10 @@ class Linear(Layer):
         """
         (x,) = self._recall()
         dy = as_grad(grad, (*x.shape[:-1], len(self.weight.value)), self.dtype, "Linear")
-        rows = as_rows(dy)
+        rows, dx = as_rows(dy), project(dy, self.weight.value.T, plus=plus)  # which may refuse `plus`, before anything has changed
+        self._kept = None
         if not self.weight.frozen:
             self.weight.grad = weight_grad(rows, as_rows(x), self.weight.grad)
         if self.bias is not None and not self.bias.frozen:
             self.bias.grad = bias_grad(rows, self.bias.grad)
-        return project(dy, self.weight.value.T, plus=plus)
+        return dx

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 
+LARGEST = (1 << 63) - 1  # a target is an int64
+
+
 class Loss(NamedTuple):
     """What `cross_entropy` gives."""
 
@@ -43,7 +46,7 @@ def cross_entropy(logits: ArrayLike, targets: ArrayLike, *, ignore_index: int = 
     Raises
     ------
     ValueError, TypeError
-        Shapes that do not fit, targets that are no class.
+        Shapes that do not fit, no class at all, targets that are no class.
 
     Notes
     -----
@@ -61,10 +64,13 @@ def cross_entropy(logits: ArrayLike, targets: ArrayLike, *, ignore_index: int = 
         raise ValueError(
             bad("targets", f"shape {scores.shape[:-1]} for logits of {shape_text(scores)}", shape_text(targets), "cross_entropy")
         )
-    which: Any = integers_within("targets", targets, min(0, ignore_index), max(scores.shape[-1] - 1, ignore_index), "cross_entropy")
-    counted = which != ignore_index
+    if not scores.shape[-1]:
+        raise ValueError(bad("logits", "a class or more", shape_text(scores), "cross_entropy"))
+    ignored = int(integers_within("ignore_index", ignore_index, -LARGEST, LARGEST, "cross_entropy"))
+    which: Any = integers_within("targets", targets, min(0, ignored), max(scores.shape[-1] - 1, ignored), "cross_entropy")
+    counted = which != ignored
     integers_within("targets", which[counted], 0, scores.shape[-1] - 1, "cross_entropy")
     count = int(counted.sum())
     flat = np.ascontiguousarray(which.reshape(-1))
-    losses, grad = rows(np.ascontiguousarray(as_rows(scores)), flat, ignore_index, 1 / count if count else 0.0)
+    losses, grad = rows(np.ascontiguousarray(as_rows(scores)), flat, ignored, 1 / count if count else 0.0)
     return Loss(fsum(losses) / count if np.isfinite(losses).all() and count else float("nan"), grad.reshape(scores.shape), count)

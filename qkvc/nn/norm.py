@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qkvc._coerce import as_above_zero, as_count, as_real_dtype
+from qkvc._coerce import as_above_zero, as_count, as_real_dtype, bad, shape_text
 from qkvc._layers import layer_norm
 from qkvc._rotary import turn
 from qkvc._rows import norm_grad
@@ -27,8 +27,11 @@ class _Norm(Layer):
         self.weight = Parameter(np.ones(as_count("width", width, who), self.dtype))
 
     def _given(self, x: ArrayLike) -> Array:
-        array = np.ascontiguousarray(as_input(x, len(self.weight.value), self.dtype, type(self).__name__))
-        self._kept = (array,)
+        weight, who = self.weight.value, type(self).__name__
+        if weight.dtype != self.dtype or weight.ndim != 1:  # whoever shares a parameter among layers may have taken another's
+            raise TypeError(bad("weight", f"{self.dtype} of shape (width,)", f"{weight.dtype} of {shape_text(weight)}", who))
+        array = np.ascontiguousarray(as_input(x, len(weight), self.dtype, who))
+        self._kept = array, weight
         return array
 
     def backward(self, grad: ArrayLike, also: Array | None = None) -> Array:
@@ -51,10 +54,11 @@ class _Norm(Layer):
         ValueError, TypeError
             Another shape or dtype.
         """
-        (x,) = self._recall()
+        x, weight = self._recall()
         dy = as_grad(grad, x.shape, self.dtype, type(self).__name__)
         past = None if also is None else as_rows(as_grad(also, x.shape, self.dtype, type(self).__name__))
-        dx, dweight, dbias = norm_grad(as_rows(x), as_rows(dy), self.weight.value, self.eps, self.bias is not None, past)
+        self._kept = None
+        dx, dweight, dbias = norm_grad(as_rows(x), as_rows(dy), weight, self.eps, self.bias is not None, past)
         self.weight.add(dweight)
         if self.bias is not None and dbias is not None:
             self.bias.add(dbias)

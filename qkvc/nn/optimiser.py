@@ -7,9 +7,9 @@ from math import cos, isfinite, pi, sqrt
 
 import numpy as np
 
-from qkvc._coerce import as_above_zero, as_array, as_count, as_finite, bad, shape_text
+from qkvc._coerce import as_above_zero, as_count, as_finite, bad
 from qkvc._passes import adamw, square_sum
-from qkvc.nn.layer import Array, Parameter
+from qkvc.nn.layer import Array, Parameter, take_up
 
 WHO = "AdamW"
 
@@ -64,8 +64,12 @@ class AdamW:
         weight_decay: float = 0.1,
         clip: float | None = None,
     ) -> None:
+        if not isinstance(parameters, Mapping) or not all(isinstance(p, Parameter) for p in parameters.values()):
+            raise TypeError(bad("parameters", "a dict of Parameter, as Layer.parameters gives it", type(parameters).__name__, WHO))
         self.parameters = dict(parameters)
         self.lr, self.eps = as_above_zero("lr", lr, WHO), as_above_zero("eps", eps, WHO)
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise TypeError(bad("betas", "a pair of numbers", repr(betas)[:40], WHO))
         first, second = (as_finite("betas", beta, WHO) for beta in betas)
         if not (0 <= first < 1 and 0 <= second < 1):
             raise ValueError(bad("betas", "two numbers from 0 to below 1", str(betas), WHO))
@@ -115,16 +119,10 @@ class AdamW:
         return {f"{kind}.{name}": mean.copy() for name, means in self._means.items() for kind, mean in zip(KINDS, means, strict=True)}
 
     def load(self, state: Mapping[str, Array], steps: int) -> None:
-        """Take up what `state` and `steps` were; ValueError where they do not fit, and then nothing has changed."""
+        """Take up what `state` and `steps` were; ValueError or TypeError where they do not fit, and then nothing has changed."""
         steps = 0 if steps == 0 else as_count("steps", steps, WHO)
         own = {f"{kind}.{name}": mean for name, means in self._means.items() for kind, mean in zip(KINDS, means, strict=True)}
-        if wrong := sorted(own.keys() ^ state.keys()):
-            raise ValueError(bad(f"state, {wrong[0]}", *(("an array", "none") if wrong[0] in own else ("none", "an array")), WHO))
-        for name, mean in own.items():
-            if as_array(name, state[name], WHO).shape != mean.shape:
-                raise ValueError(bad(f"state, {name}", f"shape {mean.shape}", shape_text(state[name]), WHO))
-        for name, mean in own.items():
-            mean[...] = state[name]
+        take_up(own, state, WHO)
         self.steps = steps
 
 
