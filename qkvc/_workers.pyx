@@ -113,8 +113,9 @@ cdef object result(tuple shape, object dtype):
     if not FRESH <= bytes <= KEPT // 6:  # three gradients, and those that are still looked at while the next are computed
         return empty(shape, dtype)
     for memory in kept:
-        # Ours and the list's: whoever has an array of it has a reference more, and so has another thread that is just here.
-        if Py_REFCNT(<PyObject *>memory) == 2 and bytes + 64 <= <size_t>memory.size < 2 * bytes:
+        # Ours and the list's: whoever has an array of it has a reference more, and so has another thread that is just here.  Who froze an
+        # array may have frozen its base with it.
+        if Py_REFCNT(<PyObject *>memory) == 2 and bytes + 64 <= <size_t>memory.size < 2 * bytes and memory.flags.writeable:
             break
     else:
         memory = empty(bytes + 64, np.uint8)
