@@ -72,6 +72,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "length", "layers", "width", "heads", "every"):
             as_count(name, getattr(self, name), WHO)
+        as_count("seed", self.seed, WHO, 0)
         for name in ("lr", "clip"):
             as_above_zero(name, getattr(self, name), WHO)
         as_rate(self.dropout, "dropout", WHO)
@@ -329,7 +330,7 @@ def train(settings: Settings, source: Path | None, directory: Path, prompt: str,
     directory : Path
         For checkpoints, the model and the picture.
     prompt : str
-        What the sample begins with.
+        What the sample begins with, a byte or more.
     sampled : int
         Its bytes.
 
@@ -347,7 +348,11 @@ def train(settings: Settings, source: Path | None, directory: Path, prompt: str,
     ModuleNotFoundError
         No safetensors.
     """
-    import_module("safetensors")  # before the first step, not after a hundred
+    import_module("safetensors")  # before the first step, not after a hundred; what the sample is asked for too
+    as_count("sample", sampled, WHO, 0)
+    beginning = prompt.encode(errors="replace")
+    if not beginning or beginning.decode() != prompt:
+        raise ValueError(bad("prompt", "a byte or more, in UTF-8", ascii(prompt)[:40], WHO))
     keep_memory()
     data = own_text() if source is None else source.read_bytes()
     text = Text(data, settings.length)
@@ -375,7 +380,7 @@ def train(settings: Settings, source: Path | None, directory: Path, prompt: str,
     run.export()
     say(f"held back: {run.points[-1].loss:.3f} nats a byte; who knows how often each byte comes and nothing else: {entropy:.3f}")
     heading(f"{sampled} bytes after {prompt!r}")
-    say(run.sample(prompt.encode(), sampled))
+    say(run.sample(beginning, sampled))
     picture = directory / "loss.png"
     try:
         run.draw(picture)

@@ -271,12 +271,17 @@ def test_texts() -> None:
         (["--lr", "nan"], ["train: lr:", "nan"]),
         (["--dropout", "1"], ["train: dropout:", "below 1", "1.0"]),
         (["--width", "30", "--heads", "4"], ["num_heads", "30"]),
+        (["--seed", "-1"], ["train: seed:", "got -1"]),
+        (["--sample", "-1"], ["train: sample:", "got -1"]),
+        (["--prompt", ""], ["train: prompt:", "got ''"]),
+        (["--prompt", "\udcff"], ["train: prompt:", "UTF-8", "udcff"]),
     ],
 )
 def test_misuse(arguments: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["train", "--out", str(tmp_path / "out"), *arguments])
     assert caught.value.code == 2
+    assert not (tmp_path / "out").exists(), "refused before the first step"
     told = capsys.readouterr().err
     assert all(word in told for word in words), told
 
