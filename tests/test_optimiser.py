@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import qkvc
-from qkvc.nn import AdamW, DamagedCheckpoint, Linear, Parameter, load_checkpoint, save_checkpoint, warmed_cosine
+from qkvc.nn import AdamW, DamagedCheckpoint, Layer, Linear, Parameter, load_checkpoint, save_checkpoint, warmed_cosine
 
 from .support import assert_refused, assert_same_bits
 
@@ -100,6 +100,28 @@ def test_what_has_no_gradient_or_is_frozen_stays(rng: np.random.Generator) -> No
     assert {name for name, p in learned.items() if not np.array_equal(p.value, before[name])} == {"weight"}
 
 
+class Pair(Layer):
+    """Layers in a tuple that share a weight, and a parameter in a list."""
+
+    def __init__(self) -> None:
+        self.ends = Linear(4, 4, bias=False, rng=0), Linear(4, 4, rng=1)
+        self.ends[1].weight = self.ends[0].weight
+        self.more = [Parameter(np.ones(3))]
+
+
+def test_what_is_shared_moves_once() -> None:
+    pair = Pair()
+    learned = pair.parameters()
+    assert list(learned) == ["ends.0.weight", "ends.1.bias", "more.0"]
+    assert pair.num_parameters() == 16 + 4 + 3
+    alone = Parameter(pair.ends[0].weight.value.copy())
+    for part in (pair.ends[0].weight, alone):
+        part.grad = np.ones((4, 4), np.float32)
+    AdamW(learned).step()
+    AdamW({"w": alone}).step()
+    assert_same_bits(pair.ends[1].weight.value, alone.value)
+
+
 def test_state_goes_on(rng: np.random.Generator) -> None:
     grads = rng.standard_normal((6, 130, 301)).astype(np.float32)
     start = rng.standard_normal((130, 301)).astype(np.float32)
@@ -157,18 +179,22 @@ ABOUT = {"losses": [0.1, 1 / 3, 2.5e-300], "name": "é"}
 def test_checkpoint(tmp_path: Path, rng: np.random.Generator) -> None:
     pytest.importorskip("safetensors", reason="safetensors is not installed")
     path = tmp_path / "a.safetensors"
-    tensors = {"w": rng.standard_normal((5, 7)).T, "b": np.arange(3.0, dtype=np.float32), "none": np.zeros((0, 4))}
+    tensors = {"w": rng.standard_normal((5, 7)).T, "b": np.arange(3.0, dtype=np.float32), "none": np.zeros((0, 4)), "one": np.array(3.0)}
+    tensors["turned"] = np.arange(4.0).astype(">f8")
     save_checkpoint(path, tensors, ABOUT)
     found, about = load_checkpoint(path)
     assert about == ABOUT
     assert found.keys() == tensors.keys()
     for name, array in tensors.items():
-        assert_same_bits(found[name], np.ascontiguousarray(array))
+        assert_same_bits(found[name], np.array(array, array.dtype.newbyteorder("="), order="C"))
     written = {path.read_bytes()}
     for _ in range(9):
         save_checkpoint(path, tensors, ABOUT)
         written.add(path.read_bytes())
     assert len(written) == 1
+    for wrong, error in (({"w": np.ones(2, complex)}, TypeError), ({"w": None}, TypeError), ({"__metadata__": np.ones(1)}, ValueError)):
+        assert_refused(lambda wrong=wrong: save_checkpoint(path, wrong, ABOUT), error, "save_checkpoint: tensors")
+    assert {path.read_bytes()} == written
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
 
 

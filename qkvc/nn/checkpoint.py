@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from qkvc._coerce import as_array, bad
 from qkvc._files import write_whole
 from qkvc.nn.layer import Array
+
+WHO = "save_checkpoint"
 
 
 class DamagedCheckpoint(ValueError):
@@ -42,14 +45,29 @@ def save_checkpoint(path: str | os.PathLike[str], tensors: Mapping[str, Array], 
     ------
     OSError
         No room, no permission; what was at `path` is still there, and nothing else.
+    ValueError, TypeError
+        Arrays or names that safetensors cannot keep, something that JSON cannot hold; `path` is as it was.
     ModuleNotFoundError
         No safetensors.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save
 
-    text = json.dumps(about)
-    metadata = {"qkvc": f"{_checksum(tensors, text)} {text}"}  # one entry: safetensors writes several in any order
-    write_whole(path, [save({name: np.ascontiguousarray(x) for name, x in tensors.items()}, metadata)])
+    text, arrays = json.dumps(about), {name: _as_kept(name, x) for name, x in tensors.items()}
+    metadata = {"qkvc": f"{_checksum(arrays, text)} {text}"}  # one entry: safetensors writes several in any order
+    try:
+        data = save(arrays, metadata)
+    except SafetensorError as error:
+        raise TypeError(bad("tensors", "arrays of dtypes that safetensors keeps", f"what it refuses: {error}"[:200], WHO)) from None
+    write_whole(path, [data])
+
+
+def _as_kept(name: Any, x: Any) -> Array:
+    """As it will be read: in the machine's byte order, adjacent, and without a dimension if it has none."""
+    if not isinstance(name, str) or name == "__metadata__":  # which safetensors would write, and then not read
+        raise ValueError(bad("tensors", 'names other than "__metadata__"', repr(name)[:40], WHO))
+    array = as_array(f"tensors, {name}", x, WHO)
+    return np.asarray(array, array.dtype.newbyteorder("="), order="C")
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]]:

@@ -31,7 +31,7 @@ class Parameter:
     grad : ndarray, shape and dtype of `value`, or None
         What backward passes have added up since `Layer.zero_grad`.
     frozen : bool
-        If set, no gradient is computed, and so nothing is learned.
+        If set, it takes no gradient, and so learns nothing.
 
     Raises
     ------
@@ -104,20 +104,21 @@ class Layer:
             self.forget()
 
     def parts(self) -> Iterator[tuple[str, Parameter | Layer]]:
-        """Parameters and layers by the names of the attributes that hold them, in the order of assignment."""
+        """Parameters and layers by the names of the attributes that hold them, or lists or tuples of them, in the order of assignment."""
         for name, part in vars(self).items():
             if isinstance(part, (Parameter, Layer)):
                 yield name, part
-            elif isinstance(part, list):
-                yield from ((f"{name}.{index}", inner) for index, inner in enumerate(part) if isinstance(inner, Layer))
+            elif isinstance(part, (list, tuple)):
+                yield from ((f"{name}.{index}", inner) for index, inner in enumerate(part) if isinstance(inner, (Parameter, Layer)))
 
     def parameters(self) -> dict[str, Parameter]:
-        """Everything that is learned, under names such as "blocks.0.attention.q_weight"."""
+        """Everything that is learned, under names such as "blocks.0.attention.q_weight"; what two layers share, under the first alone."""
         found: dict[str, Parameter] = {}
         for name, part in self.parts():
             inner = {"": part} if isinstance(part, Parameter) else part.parameters()
             found |= {f"{name}.{rest}" if rest else name: parameter for rest, parameter in inner.items()}
-        return found
+        firsts = {id(parameter): name for name, parameter in reversed(found.items())}  # or an optimiser would move it twice a step
+        return {name: parameter for name, parameter in found.items() if firsts[id(parameter)] == name}
 
     def num_parameters(self) -> int:
         """How many numbers are learned."""
