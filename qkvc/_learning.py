@@ -67,18 +67,20 @@ def forward(
 
 def backward(m: MultiHeadAttention, grad: Array, trace: Trace) -> MultiHeadGrads:
     """Through W_O, attention, rotation, norms and the projections, in that order."""
+    if not isinstance(trace, Trace) or trace.heads.shape[-2:] != (m.num_heads, m.head_dim):
+        raise TypeError(bad("trace", "that of this layer's forward", type(trace).__name__, "MultiHeadAttention.backward"))
     wanted = (*trace.heads.shape[:-2], m.embed_dim)
     if grad.shape != wanted:
         raise ValueError(bad("grad_out", f"shape {wanted}, that of the result", shape_text(grad), "MultiHeadAttention.backward"))
     weights: dict[str, Array] = {}
-    threads, concatenated = trace.num_threads, trace.heads.reshape(*trace.heads.shape[:-2], -1)
+    threads, concatenated = trace.num_threads, _side_by_side(trace.heads)
     _learn(m, weights, "out", grad, concatenated, threads)
     grad_heads = project(grad, m.out_weight.T, None, None, threads).reshape(trace.heads.shape)
     operands = (grad_heads, *trace.projected, trace.heads, trace.lse)
     grads = attention_backward(*operands, layout="blhd", num_threads=threads, **trace.options)
     of_inputs: dict[int, Array] = {}
     of_heads = _unplaced(m, [grad for grad in grads[:3] if grad is not None], trace, weights)
-    flat = [grad.reshape(*grad.shape[:-2], -1) for grad in of_heads]
+    flat = [_side_by_side(grad) for grad in of_heads]
     for first, last in m._runs(trace.inputs):
         x, dy = trace.inputs[first], flat[first] if last == first + 1 else np.concatenate(flat[first:last], -1)
         _learn_run(m, weights, first, last, dy, x, threads)
@@ -87,6 +89,11 @@ def backward(m: MultiHeadAttention, grad: Array, trace: Trace) -> MultiHeadGrads
     query, *rest = (of_inputs.pop(id(x), None) for x in trace.inputs)
     assert query is not None
     return MultiHeadGrads(query, rest[0], rest[1], weights)
+
+
+def _side_by_side(heads: Array) -> Array:
+    """(..., H, D) as (..., H D), of no tokens too, where -1 would have no meaning."""
+    return heads.reshape(*heads.shape[:-2], heads.shape[-2] * heads.shape[-1])
 
 
 def weight_grad(dy: Array, x: Array, plus: Array | None = None, threads: int | None = None) -> Array:

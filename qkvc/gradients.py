@@ -301,8 +301,8 @@ def attention_vjp(
 ) -> tuple[NDArray[Any], Callable[[ArrayLike], AttentionGrads]]:
     """`attention`, and the function that takes the loss's derivative back through it, as `jax.vjp` gives it.
 
-    Parameters, errors and sources are those of `attention` and `attention_backward`.  The arrays are kept, not copied: whoever changes them
-    in between gets another gradient.
+    Parameters, errors and sources are those of `attention` and `attention_backward`.  The arrays are kept, not copied, and so is `out`:
+    whoever changes one of them in place before calling `vjp` gets another gradient.
 
     Returns
     -------

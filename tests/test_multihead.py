@@ -444,3 +444,19 @@ def test_other_refusals(rng: np.random.Generator) -> None:
     assert_refused(lambda: m.num_parameters("layer"), ValueError, "by", "layer")
     assert_refused(lambda: m.output(normal(rng, 2, 3, 5, 6)), ValueError, "heads", "(..., 4, L, 6)", "(2, 3, 5, 6)")
     assert_refused(lambda: m.weights(normal(rng, 5, 24), head_scale=[1] * 4), TypeError, "options", "head_scale")
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 8), (0, 5, 8)])
+def test_no_tokens_have_gradients_of_zero(shape: tuple[int, ...]) -> None:
+    m = qkvc.MultiHeadAttention(8, 2, rng=0)
+    y, trace = m.forward(np.zeros(shape, np.float32))
+    grads = m.backward(y, trace)
+    assert grads.query.shape == shape
+    assert all(grads.weights[name].shape == part.shape and not grads.weights[name].any() for name, part in m._parts().items())
+
+
+def test_a_trace_of_another_layer_is_refused(rng: np.random.Generator) -> None:
+    y, trace = qkvc.MultiHeadAttention(8, 2, rng=0).forward(rng.standard_normal((5, 8)).astype(np.float32))
+    for wrong in (None, trace._replace(heads=trace.heads[..., :2])):
+        assert_refused(lambda wrong=wrong: qkvc.MultiHeadAttention(8, 2, rng=0).backward(y, wrong), TypeError, "backward: trace:")
+    assert_refused(lambda: qkvc.MultiHeadAttention(8, 4, rng=0).backward(y, trace), TypeError, "backward: trace:")

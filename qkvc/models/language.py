@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qkvc._coerce import as_rate
+from qkvc._coerce import as_count, as_rate
 from qkvc.models.llama import Llama
 from qkvc.multihead import MultiHeadAttention
 from qkvc.nn import Embedding, FeedForward, Layer, Linear, RMSNorm, SelfAttention, TransformerBlock
@@ -86,7 +86,7 @@ class LanguageModel(Layer):
         self.dropout, self.rng = as_rate(dropout, "dropout", "LanguageModel"), np.random.default_rng(rng)
         how: dict[str, Any] = {"dtype": dtype, "rng": self.rng}
         self.embedding = Embedding(vocabulary, width, **how)
-        self.blocks = [self._block(width, heads, layers, how) for _ in range(layers)]
+        self.blocks = [self._block(width, heads, layers, how) for _ in range(as_count("layers", layers, "LanguageModel"))]
         self.norm = RMSNorm(width, eps=EPS, dtype=dtype)
         self.head = Linear(width, vocabulary, bias=False, **how)
 
