@@ -192,9 +192,19 @@ def test_configs_that_tell_no_size(config: dict[str, Any], parts: tuple[str, ...
     assert all(part in str(caught.value) for part in parts), caught.value
 
 
+@pytest.mark.parametrize("name", ["gpt2", "minilm", "llama-2-70b", "qwen2-0.5b"])
+def test_a_block_more_takes_so_many_operations_more(name: str) -> None:
+    size: Size = SIZES[name]
+    more = replace(size, layers=size.layers + 1)
+    assert size.prefill_flops_per_layer(40) == more.prefill_flops(40) - size.prefill_flops(40)
+    # Of MiniLM by hand: 4 projections of 384 x 384 and two of 384 x 1536 for each token, and two products of 384 for each pair.
+    if name == "minilm":
+        assert size.prefill_flops_per_layer(40) == 2 * (40 * (4 * 384**2 + 2 * 384 * 1536) + 2 * 384 * 40**2)
+
+
 def test_numbers_that_are_none() -> None:
     size: Size = SIZES["gpt2"]
-    for call in (size.prefill_flops, size.step_flops, size.kv_bytes):
+    for call in (size.prefill_flops, size.prefill_flops_per_layer, size.step_flops, size.kv_bytes):
         with pytest.raises(ValueError, match=r"tokens: expected an integer of . or more, got -1"):
             call(-1)
     with pytest.raises(ValueError, match="dtype: expected one of float32, float16, bfloat16, got 'int4'"):
@@ -230,7 +240,7 @@ def test_the_command_in_json(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert cli.main(["params", str(tmp_path), "--tokens", "7", "--json"]) == 0
     told, size = json.loads(capsys.readouterr().out), size_of(tmp_path)
     assert (told["num_parameters"], told["parameters"], told["block"]) == (size.num_parameters, size.parameters(), size.block())
-    assert told["flops"] == {"prefill": size.prefill_flops(7), "step": size.step_flops(7)}
+    assert told["flops"] == {"layer": size.prefill_flops_per_layer(7), "prefill": size.prefill_flops(7), "step": size.step_flops(7)}
     layer = size.kv_bytes_per_layer("float32")
     assert told["kv_bytes"]["float32"] == {"token_and_layer": layer, "token": 3 * layer, "tokens": 21 * layer}
     assert cli.main(["params", "--json"]) == 0

@@ -61,7 +61,7 @@ def as_dict(size: Size, tokens: int) -> dict[str, Any]:
         "layers": size.layers,
         "block": size.block(cross=size.encoder_layers > 0),
         "tokens": tokens,
-        "flops": {"prefill": size.prefill_flops(tokens), "step": size.step_flops(tokens)},
+        "flops": {"layer": size.prefill_flops_per_layer(tokens), "prefill": size.prefill_flops(tokens), "step": size.step_flops(tokens)},
         "kv_bytes": cache,
     }
 
@@ -85,6 +85,8 @@ def show(size: Size, told: dict[str, Any]) -> None:
     table(f"{size.name}: parameters", ["part", "number", "share"], [*rows, row("all", total)])
 
     rows = [["to read it", scaled(told["flops"]["prefill"], "FLOP")]]
+    if not size.encoder_layers:
+        rows.append(["  of it each block", scaled(told["flops"]["layer"], "FLOP")])
     if size.causal:
         rows.append(["the next token after it", scaled(told["flops"]["step"], "FLOP")])
     table(f"{size.name}: a text of {tokens:,} tokens", ["what", "operations"], rows)

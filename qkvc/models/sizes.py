@@ -136,13 +136,17 @@ class Size:
         A decoder's query i is multiplied with i + 1 keys, not with all.  With an encoder, its text and the decoder's are so long each.
         """
         n, (q, kv) = as_count("tokens", tokens, "prefill_flops"), self._projected
-        block = n * (self.width * (2 * q + 2 * kv) + self._feed_forward)
-        ahead = n * n
-        own = self.layers * (block + 2 * q * (n * (n + 1) // 2 if self.causal else ahead))
+        ahead, own = n * n, 0
         if self.encoder_layers:
-            own += self.encoder_layers * (block + 2 * q * ahead)
+            own += self.encoder_layers * (n * (self.width * (2 * q + 2 * kv) + self._feed_forward) + 2 * q * ahead)
             own += self.layers * (n * self.width * (2 * q + 2 * kv) + 2 * q * ahead)
-        return 2 * (own + self._last())
+        return self.layers * self.prefill_flops_per_layer(n) + 2 * (own + self._last())
+
+    def prefill_flops_per_layer(self, tokens: int) -> int:
+        """Of them those of a block: projections, attention among the text's own tokens, and the feed-forward layer."""
+        n, (q, kv) = as_count("tokens", tokens, "prefill_flops_per_layer"), self._projected
+        seen = n * (n + 1) // 2 if self.causal else n * n
+        return 2 * (n * (self.width * (2 * q + 2 * kv) + self._feed_forward) + 2 * q * seen)
 
     def step_flops(self, tokens: int) -> int:
         """Operations of the next token, given the keys and values of so many before it, to the scores of the one that follows.
