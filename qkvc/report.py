@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qkvc._coerce import as_finite, as_operand, bad, shape_text
+from qkvc._coerce import as_finite, as_listed, as_operand, bad, shape_text
 from qkvc._files import write_whole
 from qkvc.analysis.heads import HeadStatistics
 from qkvc.inside import AttentionStats
@@ -117,7 +117,7 @@ def report(
     >>> from qkvc.report import report
     >>> report("look.html", *MiniLM.from_package().attention_maps("The animal was too tired."))  # doctest: +SKIP
     """
-    if language not in TITLES:
+    if language not in tuple(TITLES):
         raise ValueError(bad("language", '"en" or "zh"', repr(language), "report"))
     labels = _labels(tokens)
     given = _layers(weights, len(labels))
@@ -150,7 +150,7 @@ def report(
 def _labels(tokens: Any) -> list[str]:
     if isinstance(tokens, str):
         raise TypeError(bad("tokens", "a sequence of strings", "one string", "report"))
-    labels = list(tokens)
+    labels = as_listed("tokens", tokens, "a sequence of strings", "report")
     for token in labels:
         if not isinstance(token, str):
             raise TypeError(bad("tokens", "strings", f"a {type(token).__name__} among them", "report"))
@@ -248,10 +248,11 @@ def _digits(x: float) -> float | None:
 def _roles(given: Any, shape: tuple[int, int]) -> list[list[dict[str, Any] | None]] | None:
     if given is None:
         return None
-    rows = [list(row) for row in given]
+    wanted = f"{shape[0]} rows of {shape[1]}, one for each head"
+    rows = [as_listed("roles", row, wanted, "report") for row in as_listed("roles", given, wanted, "report")]
     if len(rows) != shape[0] or any(len(row) != shape[1] for row in rows):
         got = f"{len(rows)} rows of {', '.join(map(str, sorted({len(row) for row in rows})))}"
-        raise ValueError(bad("roles", f"{shape[0]} rows of {shape[1]}, one for each head", got, "report"))
+        raise ValueError(bad("roles", wanted, got, "report"))
     return [[_role(role) for role in row] for row in rows]
 
 

@@ -259,9 +259,13 @@ STATS = AttentionStats(*[np.zeros((2, 3))] * 5, np.zeros((2, 3, 1), np.int64), n
         ({"statistics": {"x": np.zeros(2)}}, ValueError, ["statistics['x']", "(1, 2)", "(2,)"]),
         ({"ablation": {"x": ["a", "b"]}}, TypeError, ["ablation['x']"]),
         ({"roles": [["first"]]}, ValueError, ["roles", "1 rows of 2"]),
+        ({"roles": 5}, TypeError, ["roles", "1 rows of 2", "int"]),
+        ({"roles": [None]}, TypeError, ["roles", "1 rows of 2", "NoneType"]),
         ({"roles": [["first", 3]]}, TypeError, ["roles", "3"]),
         ({"roles": [["first", ("x", np.nan)]]}, ValueError, ["roles", "finite"]),
         ({"language": "fr"}, ValueError, ["language", "'fr'"]),
+        ({"language": ["en"]}, ValueError, ["language", "['en']"]),
+        ({"tokens": 5}, TypeError, ["tokens", "strings", "int"]),
     ],
 )
 def test_misuse(tmp_path: Path, change: dict[str, Any], exception: type[Exception], words: list[str]) -> None:

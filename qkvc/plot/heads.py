@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from qkvc._coerce import as_count, as_flag, bad
+from qkvc._coerce import as_count, as_flag, as_listed, bad
 from qkvc.plot._canvas import COLOURS, NOBODY, add_bar, axes_of, colours, draw_cells, numbers, write_cells
 from qkvc.plot._text import add_legend, as_tokens, columns, heading, label_ticks, name_axes, place_labels, shown, size_inches
 from qkvc.plot._words import Words
@@ -198,7 +198,8 @@ def roles(
 
     who = "roles"
     say = Words(language, who)
-    layers = [list(row) for row in names]
+    wanted = "a sequence of layers, each of roles or None"
+    layers = [as_listed("names", row, wanted, who) for row in as_listed("names", names, wanted, who)]
     if not layers or not layers[0] or len({len(row) for row in layers}) > 1:
         raise ValueError(bad("names", "layers x heads", f"layers of {[len(row) for row in layers]} heads", who))
     flat = as_tokens("names", [name for row in layers for name in row if name is not None], who)

@@ -120,7 +120,7 @@ def sharpness(
     Raises
     ------
     ValueError
-        Lengths differ, or a scale is not above 0 and finite.
+        Lengths differ, a scale is not above 0 and finite, or a weight not finite.
     TypeError
         Something has no real numbers, or a label is no string.
     """
@@ -131,6 +131,8 @@ def sharpness(
         raise ValueError(bad("weights", f"{len(x)} rows, one a scale", f"shape {y.shape}", who))
     if not (np.isfinite(x) & (x > 0)).all():
         raise ValueError(bad("scales", "finite numbers above 0", f"{x[~(np.isfinite(x) & (x > 0))][0]}", who))
+    if not np.isfinite(y).all():
+        raise ValueError(bad("weights", "finite numbers", "NaN or infinity", who))
     keys = y.shape[1]
     names = [say("key {0}", key) for key in range(keys)] if labels is None else as_tokens("labels", labels, who)
     if len(names) != keys:
@@ -141,7 +143,7 @@ def sharpness(
         dash = ("-", "--", ":", "-.")[key // len(COLOURS) % 4]
         ax.plot(x[order], y[order, key], dash, color=COLOURS[key % len(COLOURS)], linewidth=2, label=shown(name))
     ax.axhline(1 / keys, color="0.4", linestyle="--", linewidth=1, label=say("uniform: 1/{0}", keys), zorder=1)
-    ax.set(xscale="log", ylim=(0, max(1.0, float(np.nanmax(y))) * 1.03))
+    ax.set(xscale="log", ylim=(0, max(1.0, float(y.max())) * 1.03))
     plain_decades(ax.xaxis)
     name_axes(ax, say("scale of the scores"), say("softmax weight"))
     ax.grid(color="0.92")

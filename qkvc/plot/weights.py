@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qkvc._coerce import as_count, as_flag, bad
+from qkvc._coerce import as_count, as_flag, as_operand, bad, private_integers
 from qkvc.plot._canvas import add_bar, axes_of, colours, draw_cells, figure_of, numbers
 from qkvc.plot._text import as_tokens, columns, heading, label_ticks, name_axes, shown, size_inches, style, wrapped
 from qkvc.plot._words import Words
@@ -80,7 +80,8 @@ def heatmap(
     if cells.shape != (len(queries), len(keys)):
         raise ValueError(bad("weights", f"shape {(len(queries), len(keys))} for the given tokens", str(cells.shape), who))
     _check_log(log, cells, who)
-    if mark is not None and not (len(mark) == 2 and all(0 <= place < n for place, n in zip(mark, cells.shape, strict=True))):
+    marked = None if mark is None else private_integers("mark", mark, "a row and a column", who)
+    if marked is not None and (marked.shape != (2,) or (marked < 0).any() or (marked >= cells.shape).any()):
         raise ValueError(bad("mark", f"a row and a column of {cells.shape}", repr(mark), who))
     ax = axes_of(ax, *_size(keys, queries), who)
     image, notice = draw_cells(ax, cells, colours(cells, log))
@@ -88,10 +89,10 @@ def heatmap(
     add_bar(image, ax, caption)
     _label(ax, say, keys, queries, notice)
     heading(ax, title)
-    if mark is not None:
+    if marked is not None:
         from matplotlib.patches import Rectangle
 
-        row, column = mark
+        row, column = marked.tolist()
         ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="red", linewidth=2))
     return ax
 
@@ -228,7 +229,8 @@ def rollout(
     who = "rollout"
     say = Words(language, who)
     labels = as_tokens("tokens", tokens, who)
-    given = numbers("rollouts", rollouts, who, "L, L" if np.ndim(rollouts) == 2 else "layers, L, L")
+    given = as_operand("rollouts", rollouts, who)
+    given = numbers("rollouts", given, who, "L, L" if given.ndim == 2 else "layers, L, L")
     if given.shape[-2:] != (len(labels), len(labels)):
         wanted = f"(layers, {len(labels)}, {len(labels)}) or ({len(labels)}, {len(labels)}) for the given tokens"
         raise ValueError(bad("rollouts", wanted, str(given.shape), who))
