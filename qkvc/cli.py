@@ -116,6 +116,8 @@ def _experiment(options: argparse.Namespace) -> int:
     for name in options.names:
         if name not in EXPERIMENTS:
             options.misuse(f"NAME: expected one of {', '.join(EXPERIMENTS)}, got {name!r}")
+    if options.seed < 0:
+        options.misuse(f"--seed: expected an integer of 0 or more, got {options.seed}")
     experiments = import_module("qkvc.experiments")
     for name in options.names or EXPERIMENTS:
         for shown in getattr(experiments, name)(seed=options.seed).tables():

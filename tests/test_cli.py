@@ -39,6 +39,7 @@ def run(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedP
         (["demo", "--text"], "--text"),
         (["experiment", "seats", "alchemy"], "got 'alchemy'"),
         (["experiment", "--seed", "x"], "--seed"),
+        (["experiment", "--seed", "-1"], "--seed: expected an integer of 0 or more, got -1"),
         (["demo", "--picture"], "--picture"),
         (["demo", "a sentence without its option"], "a sentence"),
         (["--no-such-option"], "command"),

@@ -277,6 +277,12 @@ def test_saturation() -> None:
         (lambda: splitting(relations=(0,)), "splitting: relations: expected"),
         (lambda: saturation(keys=0), "saturation: keys: expected"),
         (lambda: meaning(every=0), "meaning: every: expected"),
+        (lambda: meaning(batch=0, steps=1), "sentences: batch: expected"),
+        (lambda: induction(every=0), "learn: every: expected"),
+        (lambda: induction(steps=-1), "learn: steps: expected"),
+        (lambda: induction(batch=0), "induction: batch: expected"),
+        (lambda: induction(length=12), "induction: length: expected an integer of 13 or more, got 12"),
+        (lambda: splitting(batch=0), "looking_back: batch: expected"),
         (lambda: meaning(heads=3), "MultiHeadAttention: embed_dim: expected a multiple of num_heads, 3"),
     ],
 )

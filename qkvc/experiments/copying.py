@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from qkvc._coerce import as_count
 from qkvc.experiments.model import AttentionModel
 from qkvc.experiments.training import CHECK, IGNORED, Batch, Table, learn, loss_of
 
@@ -19,6 +20,8 @@ WHOLE = 0.5  # of a head's weight: from there on it has a role
 
 def repeated(rng: np.random.Generator, count: int, length: int, vocabulary: int) -> Batch:
     """Random tokens that begin again after 8 to 12, (count, length), and what follows each that has come before; the others are ignored."""
+    as_count("batch", count, "induction")
+    as_count("length", length, "induction", PERIODS[1])  # of fewer a sequence may have nothing that has come before
     periods = rng.integers(*PERIODS, size=(count, 1))
     once, places = rng.integers(vocabulary, size=(count, PERIODS[1])), np.arange(length + 1)
     ids = np.take_along_axis(once, places % periods, axis=1)
@@ -108,7 +111,7 @@ def induction(
     vocabulary : int, default 16
         How many tokens there are, all equally likely.
     length : int, default 24
-        Of a sequence; it begins again after 8 to 12 tokens.
+        Of a sequence, 13 or more; it begins again after 8 to 12 tokens.
     steps, batch : int
         How many steps, of how many sequences.
     lr : float, default 3e-2

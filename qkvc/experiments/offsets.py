@@ -19,7 +19,7 @@ VOCABULARY, LENGTH = 16, 16
 
 def looking_back(rng: np.random.Generator, count: int, relations: int) -> Batch:
     """Random tokens (count, 16), and for each the tokens 1, 2, ... before it, (count, 16, relations)."""
-    ids = rng.integers(VOCABULARY, size=(count, LENGTH))
+    ids = rng.integers(VOCABULARY, size=(as_count("batch", count, "looking_back"), LENGTH))
     targets = np.full((count, LENGTH, relations), IGNORED)
     for back in range(1, relations + 1):
         targets[:, back:, back - 1] = ids[:, :-back]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from qkvc._coerce import as_count
 from qkvc._console import table
 from qkvc.experiments.model import AttentionModel
 from qkvc.nn import AdamW, cross_entropy, warmed_cosine
@@ -65,6 +66,8 @@ def learn(
     watch : function of int, optional
         Called with the number of steps that are made: before the first, after each `every`, and after the last.
     """
+    as_count("steps", steps, "learn", 0)
+    as_count("every", every, "learn")
     optimiser = AdamW(model.parameters(), lr=lr, weight_decay=0.01, clip=1.0)
     for step in range(steps):
         if step % every == 0:

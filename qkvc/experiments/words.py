@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from qkvc._coerce import as_count
 from qkvc.experiments.training import Batch, Ids
 
 
@@ -43,6 +44,7 @@ def numbers(*words: str) -> list[int]:
 
 def sentences(rng: np.random.Generator, count: int) -> Batch:
     """Sentences at random, and the word that follows each of their words: (count, 5) twice.  All choices are equally likely."""
+    as_count("batch", count, "sentences")
     topics = list(TOPICS.values())
     drawn = []
     for which in rng.integers(len(topics), size=count):
