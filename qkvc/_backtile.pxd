@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t
 
 from qkvc._kernels cimport Task
 from qkvc._plan cimport Plan, Problem, View
-from qkvc._tile cimport Block, Lanes, Scratch, Tile
+from qkvc._tile cimport MAX_TILE, Block, Lanes, Scratch, Tile
 from qkvc._workers cimport Job
 
 ctypedef struct Gradients:
@@ -33,12 +33,16 @@ ctypedef struct Desk:
     char *dOT
     char *dP         # [W][tile], then dS
     char *dQ         # [D][tile]
-    char *Q          # [tile][Q_width]
-    char *dO         # [tile][O_width]
+    char *own_Q      # [tile][Q_width]
+    char *own_dO     # [tile][O_width]
+    const char *Q    # these, or the tile's rows where they are
+    const char *dO
     char *stripe     # one more part, where groups have several stripes
     char *slabs      # groups' parts, unless all heads' are together
     char *spare      # a row of dK or dV
     Lanes lse, delta, one, scale
+    const void *ahead[4 * MAX_TILE]  # rows of the next tile: of Q and dQ, then of out and dO, so many of each
+    int rows
 
 
 cdef inline Py_ssize_t over(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
@@ -48,7 +52,7 @@ cdef inline Py_ssize_t over(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
 cdef Desk *desk_of(const Job *job, int worker) noexcept nogil
 
 # The steps, in the order in which they are taken; `differentiate` says False where nothing is to be seen, as `look` does.
-cdef void fetch_tile(const Problem *p, const Gradients *g, const Tile *t) noexcept nogil
+cdef void aim(const Problem *p, const Gradients *g, Desk *r, const Tile *t) noexcept nogil
 cdef void prepare(const Problem *p, const Gradients *g, Scratch *s, Desk *r, const Tile *t) noexcept nogil
 cdef bint differentiate(const Problem *p, const Gradients *g, Scratch *s, Desk *r, const Tile *t, int64_t index, int *depth, Block *b,
                         char *part) noexcept nogil

@@ -15,7 +15,7 @@ import numpy as np
 from qkvc._coerce import as_like, as_operand, as_operands, bad
 from qkvc._kernels import undisturbed
 
-from qkvc._backtile cimport Desk, Gradients, back, desk_of, differentiate, fetch_tile, over, prepare, store_query
+from qkvc._backtile cimport Desk, Gradients, aim, back, desk_of, differentiate, over, prepare, store_query
 from qkvc._cut cimport cut
 from qkvc._kernels cimport QKVC_BLOCK, QKVC_MAX_VECS, QKVC_REAL, QKVC_WHOLE, Kernels
 from qkvc._plan cimport Plan, Problem, Run, View, make_plan, set_strides
@@ -53,10 +53,10 @@ cdef inline void add_columns(const Kernels *kn, const Tile *t, const Block *b, i
 
 
 cdef inline void add_rows(const Kernels *kn, const Tile *t, const char *P, const char *allowed, const char *X, Py_ssize_t width,
-                          const int *depth, char *C, Py_ssize_t pitch) noexcept nogil:
-    """C <- C + P X; with `allowed`, pair by pair"""
+                          const int *depth, char *C, Py_ssize_t pitch, const void *const *ahead, int rows, int bytes) noexcept nogil:
+    """C <- C + P X; with `allowed`, pair by pair.  So many rows ahead are fetched."""
     if allowed == NULL:
-        kn.back_rows(P, X, <int>width, t.queries, depth, t.vecs, C, pitch)
+        kn.back_rows(P, X, <int>width, t.queries, depth, t.vecs, C, pitch, ahead, rows, bytes)
     else:
         kn.back_rows_selected(P, allowed, X, <int>width, t.queries, depth, t.vecs, C, pitch)
 
@@ -72,6 +72,7 @@ cdef void walk_back(Job *job, Scratch *s, Desk *r, const Tile *t, int worker, bi
     cdef char *dV
     cdef Block b
     cdef int64_t i
+    cdef int rows = 2 * r.rows  # of the next tile, fetched in the first block
 
     prepare(p, g, s, r, t)                                                          # QT, dOT, delta <- rowsum(dO O) - dlse, dQ <- 0
     for i in range(t.block, t.blocks):
@@ -88,11 +89,14 @@ cdef void walk_back(Job *job, Scratch *s, Desk *r, const Tile *t, int worker, bi
         if g.query.data:
             add_columns(kn, t, &b, <int>p.D, r.dP, allowed, depth, r.one, r.dQ)     # dQ <- dQ + KT dS
         if g.key.data:
-            add_rows(kn, t, r.dP, allowed, r.Q, g.Q_width, depth, dK, g.pitch)      # dK <- dK + dS Q
+            # dK <- dK + dS Q
+            add_rows(kn, t, r.dP, allowed, r.Q, g.Q_width, depth, dK, g.pitch, r.ahead, rows, <int>(p.D * p.query.size))
         if g.value.data:
             if p.drops:
                 kn.drop(s.S, s.keep, depth, t.vecs)
-            add_rows(kn, t, s.S, allowed, r.dO, g.O_width, depth, dV, g.pitch)      # dV <- dV + P dO
+            # dV <- dV + P dO
+            add_rows(kn, t, s.S, allowed, r.dO, g.O_width, depth, dV, g.pitch, r.ahead + 2 * MAX_TILE, rows, <int>(p.Dv * g.out.size))
+        rows = 0
 
 
 # --------------------------------------------------------------------------------------------------------------- stripes and groups
@@ -124,7 +128,8 @@ cdef bint do_stripe(Job *job, Scratch *s, Desk *r, int worker, const Run *run, P
     cdef const Problem *p = <const Problem *>job.problem
     cdef const Gradients *g = <const Gradients *>job.extra
     cdef const Kernels *kn = p.kernels
-    cdef Py_ssize_t first = tile_at(p, run, stripe), end = tile_at(p, run, stripe + 1), last = run.tasks + (head + 1) * run.shares - 1, i
+    cdef Py_ssize_t first = tile_at(p, run, stripe), end = tile_at(p, run, stripe + 1), last = run.tasks + (head + 1) * run.shares - 1
+    cdef Py_ssize_t after, i
     cdef Py_ssize_t row = kn.lanes * kn.vecs * p.item, bytes
     cdef bint clean = True
     cdef Tile next
@@ -139,9 +144,11 @@ cdef bint do_stripe(Job *job, Scratch *s, Desk *r, int worker, const Run *run, P
             return True
         if i > first:
             t = lay_out(p, s, last - i)
-        if i + 1 < end:
-            next = find(p, last - i - 1)
-            fetch_tile(p, g, &next)
+        after = last - i - 1 if i + 1 < run.shares else last + p.threads * run.shares  # then most likely this worker's next head
+        r.rows = 0
+        if after < p.tasks:
+            next = find(p, after)
+            aim(p, g, r, &next)
         walk_back(job, s, r, &t, worker, careful, rows_of(part))
         clean = clean and kn.finite(r.dQ, <int>p.D, r.one, t.vecs)
         if g.query.data:

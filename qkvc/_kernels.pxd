@@ -89,7 +89,7 @@ cdef extern from "kernels.h" nogil:
         void (*back_softmax)(void *S, void *dP, const void *shift, const void *delta, const int *depth, int vecs) noexcept nogil
         void (*back_soften)(void *dS, const void *S, double cap, const int *depth, int vecs) noexcept nogil
         void (*back_rows)(const void *P, const void *X, int width, int queries, const int *depth, int vecs, void *C,
-                          Py_ssize_t pitch) noexcept nogil
+                          Py_ssize_t pitch, const void *const *ahead, int rows, int bytes) noexcept nogil
         void (*back_rows_selected)(const void *P, const void *allowed, const void *X, int width, int queries, const int *depth, int vecs,
                                    void *C, Py_ssize_t pitch) noexcept nogil
         void (*back_sum)(const void *const *parts, int count, int n, double scale, void *to) noexcept nogil

@@ -65,17 +65,24 @@ static INLINE void back_tile(const int rows, const int vecs, const REAL *P, cons
         UNROLL for (int v = 0; v < vecs; ++v) v_store(C + i * pitch + v * LANES, acc[i][v]);
 }
 
-/* The first vectors do not reach all keys: below their step P is undefined.  Columns go in strips of nearly the same width. */
-static void back_rows(const void *P_, const void *X_, int width, int queries, const int *depth, int vecs, void *C_, ptrdiff_t pitch)
+/* The first vectors do not reach all keys: below their step P is undefined.  Columns go in strips of nearly the same width.  Rows ahead are
+ * fetched a few at a time: all at once they wait for each other (4 x 6 x 256 x 64: 0.97 of the time, with the next head's first tile 0.95). */
+static void back_rows(const void *P_, const void *X_, int width, int queries, const int *depth, int vecs, void *C_, ptrdiff_t pitch,
+                      const void *const *ahead, int rows, int bytes)
 {
     const REAL *P = P_, *X = X_;
     REAL *C = C_;
     const int strips = (width + TILE - 1) / TILE, columns = width / LANES;
+    int at = 0;
     for (int v = 0, reached = 0; v < vecs; reached = larger(reached, depth[v++]))
         for (int i = 0; i < strips; ++i) {
             const int first = columns * i / strips, n = columns * (i + 1) / strips - first, c = first * LANES;
             int j = reached;
-#define BACK(rows, vecs) back_tile(rows, vecs, P + j * TILE, X + c, width, v * LANES, queries, C + j * pitch + c, pitch)
+#define BACK(n, vecs)                                                                                                                      \
+    do {                                                                                                                                   \
+        for (int end = least(at + n, rows); at < end; ++at) fetch_rows(ahead[at], 0, 1, bytes / REAL_SIZE);                                \
+        back_tile(n, vecs, P + j * TILE, X + c, width, v * LANES, queries, C + j * pitch + c, pitch);                                      \
+    } while (0)
             COVER_VECS(n, j, depth[v], BACK);
 #undef BACK
         }

@@ -188,8 +188,10 @@ struct qkvc_kernels {
     void (*back_soften)(void *dS, const void *S, double cap, const int *depth, int vecs);
 
     /* C[j * pitch + c] += sum over lanes < queries of P[j][lane] * X[lane * width + c] for c < width, a multiple of `lanes`, and every j that
-     * the lane reaches */
-    void (*back_rows)(const void *P, const void *X, int width, int queries, const int *depth, int vecs, void *C, ptrdiff_t pitch);
+     * the lane reaches.  Meanwhile so many bytes of each of the rows `ahead` are fetched, or of as many as there is time for: any address
+     * will do. */
+    void (*back_rows)(const void *P, const void *X, int width, int queries, const int *depth, int vecs, void *C, ptrdiff_t pitch,
+                      const void *const *ahead, int rows, int bytes);
 
     /* The same bits, but where `allowed` is -inf nothing is added, not even 0 * NaN.  Slow. */
     void (*back_rows_selected)(const void *P, const void *allowed, const void *X, int width, int queries, const int *depth, int vecs,

@@ -9,25 +9,32 @@ static INLINE void square_in(const REAL *const *rows, ptrdiff_t c, vec scale, RE
     UNROLL for (int i = 0; i < LANES; ++i) v_store(to + i * TILE, v_mul(t[i], scale));
 }
 
-/* Are these rows columns of a row-major array? */
-static INLINE int adjacent(const REAL *const *rows)
+/* How many of these rows are neighbouring columns of a row-major array? */
+static INLINE int neighbours(const REAL *const *rows, int n)
 {
     int i = 1;
-    while (i < LANES && rows[i] == rows[0] + i) ++i;
-    return i == LANES;
+    while (i < n && rows[i] == rows[0] + i) ++i;
+    return i;
 }
 
+/* Neighbouring columns are copied side by side, or their rows, pages apart, would be looked for once a vector: 7.4 -> 5.3 % of the time of
+ * a weight's gradient. */
 static void pack(const void *const *rows_, ptrdiff_t col, int cols, double scale_, int vecs, void *panel)
 {
     const REAL *const *rows = (const REAL *const *)rows_;
     const vec scale = v_set1((REAL)scale_);
-    for (int v = 0; v < vecs; ++v, rows += LANES) {
+    for (int v = 0, n; v < vecs; v += n, rows += n * LANES) {
         REAL *to = (REAL *)panel + v * LANES;
+        const int beside = col == 1 ? 0 : neighbours(rows, (vecs - v) * LANES) / LANES;
         int c = 0;
+        n = larger(beside, 1);
         if (col == 1)
             for (; c + LANES <= cols; c += LANES) square_in(rows, c, scale, to + c * TILE);
-        else if (adjacent(rows))
-            for (; c < cols; ++c) v_store(to + c * TILE, v_mul(v_load(rows[0] + c * col), scale));
+        else if (beside)
+            for (; c < cols; ++c) {
+                const REAL *from = rows[0] + c * col;
+                for (int i = 0; i < n; ++i) v_store(to + c * TILE + i * LANES, v_mul(v_load(from + i * LANES), scale));
+            }
         for (; c < cols; ++c) {
             REAL t[LANES];
             for (int i = 0; i < LANES; ++i) t[i] = rows[i][c * col];
@@ -76,10 +83,11 @@ static void store(const void *O_, int Dv, const void *factor_, int queries, void
                 else
                     for (int i = 0; i < live; ++i) v_store(rows[i] + c, t[i]);
             }
+        const int beside = col != 1 && neighbours((const REAL *const *)rows, live) == LANES;
         for (; c < Dv; ++c) {
-            REAL column[LANES];
-            v_store(column, v_fma(v_load(O + c * TILE), factor, v_set1(0)));
-            for (int i = 0; i < live; ++i) rows[i][c * col] = column[i];
+            REAL column[LANES], *to = beside ? rows[0] + c * col : column;
+            v_store(to, v_fma(v_load(O + c * TILE), factor, v_set1(0)));
+            for (int i = 0; i < live && !beside; ++i) rows[i][c * col] = column[i];
         }
     }
 }

@@ -131,6 +131,9 @@ def test_gradients_are_products(isa: str, rng: np.random.Generator, real: Real) 
     for tokens, E, N in ((3, 5, 7), (50, 48, 96), (300, 33, 49), (1100, 20, 16)):
         x, dy = (rng.integers(-8, 9, shape).astype(real) for shape in ((tokens, E), (tokens, N)))
         np.testing.assert_array_equal(project(dy.T, x.T), dy.T @ x)
+        out = np.empty((N, E), real)
+        project(x.T, dy.T, None, out.T)
+        np.testing.assert_array_equal(out, dy.T @ x)
         weight = rng.integers(-8, 9, (N, E)).astype(real)
         np.testing.assert_array_equal(project(dy, weight.T), dy @ weight)
     x, dy = rng.standard_normal((2, 400, 70)).astype(real)
@@ -155,9 +158,11 @@ def test_threads_and_neighbours(isa: str, rng: np.random.Generator, real: Real, 
         assert_same_bits(project(x, weight[:n], bias[:n]), expected[:, :n], f"rows to {n}")
 
 
-@pytest.mark.parametrize("shape", [(520, 1100, 800), (513, 2050, 20), (600, 0, 30), (700, 1025, 1)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(520, 1100, 760), (520, 1100, 800), (513, 90, 5600), (513, 2050, 20), (600, 0, 9), (700, 1025, 1)], ids=str
+)
 def test_adjacent_rows_in_pieces(isa: str, rng: np.random.Generator, real: Real, shape: tuple[int, int, int]) -> None:
-    """From 512 tokens on such a weight is turned a piece of 768 rows and 4096 bytes at a time, which moves no bit."""
+    """From 512 tokens on such a weight is turned in pieces of 768 rows and 4096 bytes, or more where there is room; no bit moves."""
     tokens, E, N = shape
     x, weight, bias = linear(rng, (tokens,), E, N, real)
     plus, columns = rng.standard_normal((tokens, N)).astype(real), np.asfortranarray(weight)
