@@ -46,6 +46,8 @@ setup(
     package_data={"qkvc": ["py.typed", "*.pyi", "*.pxd", "page/*"]},
     ext_modules=cythonize(
         [
+            # Memoryviews, compiled once: in each of six modules they were 100 KB of the wheel.
+            Extension("qkvc._shared", ["qkvc/_shared.c"], extra_compile_args=cflags, extra_link_args=ldflags),
             extension("_kernels", sorted(glob("src/*.c"))),
             extension("_workers", []),
             extension("_cut", []),
@@ -76,5 +78,6 @@ setup(
             "freethreading_compatible": True,
         },
         annotate=ANNOTATE,
+        shared_utility_qualified_name="qkvc._shared",
     ),
 )
