@@ -191,22 +191,23 @@ def insert(readme: Path, text: str) -> None:
 
 
 def main(argv: Sequence[str], prog: str) -> int:
-    """`report RESULT.json`: print the table, put it into a README, draw the picture."""
-    parser = argparse.ArgumentParser(prog=f"{prog} report", description="Turn a saved result into a table.")
-    parser.add_argument("result", type=Path, help="what --json wrote")
+    """`report RESULT.json ...`: print the tables, each run's with its own notes, put them into a README, draw the first run's picture."""
+    parser = argparse.ArgumentParser(prog=f"{prog} report", description="Turn saved results into tables.")
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="what --json wrote")
     parser.add_argument("--readme", type=Path, help="the file with the two markers, instead of the standard output")
     parser.add_argument("--picture", type=Path, help="also draw the roofline")
     options = parser.parse_args(argv)
     try:
-        result = Result.load(options.result)
+        results = [Result.load(path) for path in options.results]
+        text = "\n".join(map(markdown, results))
         if options.readme:
-            insert(options.readme, markdown(result))
+            insert(options.readme, text)
         else:
-            print(markdown(result), end="")
+            print(text, end="")
         if options.picture:
             from .picture import draw
 
-            draw(result, options.picture)
+            draw(results[0], options.picture)
     except (OSError, ValueError, KeyError, TypeError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     return 0

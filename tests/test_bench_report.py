@@ -277,6 +277,8 @@ def test_table_goes_between_the_markers(made_up: Result, tmp_path: Path) -> None
     text = readme.read_text(encoding="utf-8")
     assert text == f"before\n{report.BEGIN}\n{report.markdown(made_up)}{report.END}\nafter\n"
     assert picture.read_bytes().startswith(b"\x89PNG")
+    assert main(["report", str(saved), str(saved), "--readme", str(readme)]) == 0  # runs of two days, each with its notes
+    assert readme.read_text(encoding="utf-8").count(report.markdown(made_up)) == 2
 
 
 @pytest.mark.parametrize("text", ["no markers", f"{report.END}{report.BEGIN}", f"{report.BEGIN}{report.BEGIN}{report.END}"])
