@@ -53,7 +53,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.option.markexpr:
         return
-    left = {item for item in items if item.get_closest_marker("full") or _same_as_avx512(item)}
+    left = {item for item in items if item.get_closest_marker("full") or _same_as_avx512(item) or _portable_but_one_in_four(item)}
     config.hook.pytest_deselected(items=[item for item in items if item in left])
     items[:] = [item for item in items if item not in left]
 
@@ -65,6 +65,12 @@ def _same_as_avx512(item: pytest.Item) -> bool:
         return False
     said = str(list(params.values()))
     return "float" in said and "bfloat16" not in said
+
+
+def _portable_but_one_in_four(item: pytest.Item) -> bool:
+    """Portable kernels are the same text, which tests/c/ runs wholly: of thousands of slow tests one in four; `make test-full` runs all."""
+    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    return params.get("isa") == "portable" and len(qkvc.kernels()) > 1 and zlib.crc32(item.nodeid.encode()) % 4 > 0
 
 
 def _no_skip(report: Any) -> None:
